@@ -1,0 +1,244 @@
+//! What can be typed. Numbers stay text here: [`crate::request`] gives them their meaning and
+//! says the allowed range when they have none.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    failed while running (doctor: no backend is usable)
+  2    bad usage
+  3    the model could not be found or loaded
+  130  interrupted by ctrl-C
+
+Results go to stdout; errors, statistics and progress go to stderr.";
+
+/// Generate text with MLX models from the command line
+#[derive(Debug, Parser)]
+#[command(name = "zmlx", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// Print the causes of an error, one a line
+    #[arg(short, long, global = true, display_order = 900)]
+    pub(crate) verbose: bool,
+    /// Print no progress and no remarks
+    #[arg(short, long, global = true, display_order = 901)]
+    pub(crate) quiet: bool,
+    /// The command to run
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Continue a prompt and stream the text to stdout
+    Generate(GenerateArgs),
+    /// Talk with a model in the terminal
+    Chat(ChatArgs),
+    /// Say what a model folder holds, without loading its weights
+    Info(InfoArgs),
+    /// Stream a short story from the embedded model
+    Demo(DemoArgs),
+    /// Say which MLX library and which backends can be used
+    Doctor(DoctorArgs),
+    /// Print a shell completion script
+    Completions(CompletionsArgs),
+    /// Print the man page, or write the pages of all commands into a folder
+    Man(ManArgs),
+}
+
+/// Which model, and how it is loaded.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ModelArgs {
+    /// Model folder, or a Hugging Face id such as org/name [default: the embedded model]
+    #[arg(short, long, value_name = "DIR|ID")]
+    pub(crate) model: Option<String>,
+    /// Type of the activations; auto is f32 on a CPU and the checkpoint's own on a GPU
+    #[arg(long, value_name = "DTYPE", value_enum, default_value_t = Dtype::Auto)]
+    pub(crate) dtype: Dtype,
+    /// Where to compute; auto takes a GPU when there is one
+    #[arg(long, value_name = "DEVICE", value_enum, default_value_t = Device::Auto)]
+    pub(crate) device: Device,
+}
+
+/// Type of the activations.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dtype {
+    #[default]
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}
+
+/// Where to compute.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Device {
+    #[default]
+    Auto,
+    Cpu,
+    Gpu,
+}
+
+/// How tokens are chosen and when to stop.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// Most tokens to write, 1 or more [default: generate and demo 256, chat 512]
+    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) max_tokens: Option<String>,
+    /// Temperature, 0 or more; 0 is greedy [default: 0]
+    #[arg(long, value_name = "F", allow_hyphen_values = true)]
+    pub(crate) temp: Option<String>,
+    /// Keep the likeliest tokens up to this total probability, above 0 up to 1; 1 is off [default: 1]
+    #[arg(long, value_name = "F", allow_hyphen_values = true)]
+    pub(crate) top_p: Option<String>,
+    /// Keep the N likeliest tokens; 0 is off [default: 0]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) top_k: Option<String>,
+    /// Drop tokens below this fraction of the likeliest one's probability, 0 to 1; 0 is off [default: 0]
+    #[arg(long, value_name = "F", allow_hyphen_values = true)]
+    pub(crate) min_p: Option<String>,
+    /// Make tokens seen in the last 20 less likely, above 0; 1 is off [default: 1]
+    #[arg(long, value_name = "F", allow_hyphen_values = true)]
+    pub(crate) repetition_penalty: Option<String>,
+    /// Add F to the logit of token ID; may be given more than once
+    #[arg(long, value_name = "ID=F", allow_hyphen_values = true)]
+    pub(crate) logit_bias: Vec<String>,
+    /// Seed of the sampler, for the same text each time [default: a new one each time]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) seed: Option<String>,
+    /// Stop before this text; may be given more than once
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
+    /// Most prompt tokens in one step, 1 or more [default: 2048]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) prefill_chunk: Option<String>,
+}
+
+/// Arguments of `zmlx generate`.
+#[derive(Debug, Default, Args)]
+pub(crate) struct GenerateArgs {
+    /// Model and loading.
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The prompt; `-`, or nothing when stdin is not a terminal, reads it from stdin (one line end at its end is dropped)
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) prompt: Option<String>,
+    /// The prompt as token ids, such as 1,17,5; needs no tokenizer
+    #[arg(long, value_name = "IDS", allow_hyphen_values = true, conflicts_with_all = ["prompt", "system", "raw"])]
+    pub(crate) prompt_ids: Option<String>,
+    /// System message, for models with a chat template
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "raw")]
+    pub(crate) system: Option<String>,
+    /// Give the prompt to the model as it is, without the chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Go on past end-of-sequence tokens
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+    /// Print speeds, memory, type, device and finish reason on stderr
+    #[arg(long)]
+    pub(crate) stats: bool,
+    /// Print one JSON record on stdout and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Sampling.
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// Arguments of `zmlx chat`.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ChatArgs {
+    /// Model and loading.
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// System message
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) system: Option<String>,
+    /// Print speeds, memory, type, device and finish reason on stderr after each reply
+    #[arg(long)]
+    pub(crate) stats: bool,
+    /// Sampling.
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// Arguments of `zmlx info`.
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    /// Model folder, or a Hugging Face id such as org/name [default: the embedded model]
+    #[arg(value_name = "DIR|ID")]
+    pub(crate) model: Option<String>,
+    /// Print one JSON record on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `zmlx demo`.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Most tokens to write, 1 or more [default: 256]
+    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) max_tokens: Option<String>,
+    /// Picks the story's subject and the sampler's seed (temperature is 0.7) [default: 7, so the same story each time]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) seed: Option<String>,
+    /// Print the full statistics line instead of the short one
+    #[arg(long)]
+    pub(crate) stats: bool,
+}
+
+/// Arguments of `zmlx doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Print one JSON record on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `zmlx completions`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Arguments of `zmlx man`.
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Write one page a command into this folder instead of printing zmlx(1)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn combinations_that_exclude_each_other() {
+        let cases: [(&[&str], bool); 6] = [
+            (&["--prompt", "a"], true),
+            (&["--prompt-ids", "1", "--prompt", "a"], false),
+            (&["--prompt-ids", "1", "--system", "a"], false),
+            (&["--raw", "--system", "a"], false),
+            (&["--prompt", "- a list", "--temp", "-1"], true),
+            (&["--prompt", "-"], true),
+        ];
+        for (typed, fine) in cases {
+            let line = ["zmlx", "generate"].iter().chain(typed);
+            assert_eq!(Cli::try_parse_from(line).is_ok(), fine, "{typed:?}");
+        }
+    }
+}

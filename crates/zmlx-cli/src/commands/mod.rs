@@ -1,0 +1,26 @@
+//! The commands, one a file.
+
+mod chat;
+mod completions;
+mod demo;
+mod doctor;
+mod generate;
+mod info;
+mod man;
+
+use crate::args::Command;
+use crate::failure::Failure;
+use crate::output::Console;
+
+/// Runs the command that was typed.
+pub(crate) fn run(command: Command, console: &Console) -> Result<(), Failure> {
+    match command {
+        Command::Generate(args) => generate::run(args, console),
+        Command::Chat(args) => chat::run(args, console),
+        Command::Info(args) => info::run(args, console),
+        Command::Demo(args) => demo::run(args, console),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
+    }
+}

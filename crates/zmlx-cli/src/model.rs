@@ -1,0 +1,54 @@
+//! Finding and loading a model, with progress.
+
+use std::path::PathBuf;
+
+use indicatif::ProgressBar;
+use zmlx_models::{LoadOptions, Model};
+
+use crate::failure::Failure;
+use crate::output::{Console, Unit};
+use crate::request::ModelSource;
+
+/// The folder of a model; downloads what is missing for a Hugging Face id.
+pub(crate) fn locate(source: &ModelSource, console: &Console) -> Result<PathBuf, Failure> {
+    let name = match source {
+        ModelSource::Embedded => {
+            return zmlx_models::embedded_model_dir().map_err(Failure::load);
+        }
+        ModelSource::Named(name) => name,
+    };
+    let mut current: Option<(String, ProgressBar)> = None;
+    let found = zmlx_models::hub::resolve(name, &mut |progress| {
+        let same_file = current.as_ref().is_some_and(|(file, _)| *file == progress.file);
+        if !same_file {
+            clear(current.take());
+            let bar = console.bar(&progress.file, Unit::Bytes, progress.total_bytes);
+            current = Some((progress.file, bar));
+        }
+        if let Some((_, bar)) = &current {
+            bar.set_position(progress.done_bytes);
+        }
+    });
+    clear(current);
+    found.map_err(Failure::load)
+}
+
+fn clear(bar: Option<(String, ProgressBar)>) {
+    if let Some((_, bar)) = bar {
+        bar.finish_and_clear();
+    }
+}
+
+/// Finds and loads a model.
+pub(crate) fn open(source: &ModelSource, options: &LoadOptions, console: &Console) -> Result<Model, Failure> {
+    let folder = locate(source, console)?;
+    let mut bar: Option<ProgressBar> = None;
+    let loaded = Model::load(&folder, options, &mut |progress| {
+        bar.get_or_insert_with(|| console.bar("loading", Unit::Bytes, progress.total_bytes))
+            .set_position(progress.done_bytes);
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    loaded.map_err(Failure::load)
+}

@@ -1,0 +1,301 @@
+//! What was meant: arguments checked against their ranges and turned into the library's options.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use zmlx_models::{DeviceChoice, DtypeChoice, GenerateOptions, LoadOptions, SamplerOptions};
+
+use crate::args::{ChatArgs, DemoArgs, Device, Dtype, GenerateArgs, ModelArgs, SamplingArgs};
+use crate::failure::Failure;
+
+/// `--max-tokens` of `generate` and `demo` when it is not given.
+const MAX_TOKENS: usize = 256;
+/// `--max-tokens` of `chat` when it is not given.
+const CHAT_MAX_TOKENS: usize = 512;
+/// Prompt tokens in one step when `--prefill-chunk` is not given.
+const PREFILL_CHUNK: usize = 2048;
+/// Temperature of the demo.
+const DEMO_TEMPERATURE: f32 = 0.7;
+/// Seed of the demo when none is given, so that its story is the same each time.
+pub(crate) const DEMO_SEED: u64 = 7;
+
+/// What the demo's story is about: `seed % len` picks one.
+const DEMO_SUBJECTS: [&str; 8] = [
+    "a shy dragon and a picnic",
+    "a brave dragon and a red balloon",
+    "a small robot and a shiny stone",
+    "a little fox and a lost key",
+    "a kind bear and a rainy day",
+    "a curious cat and the moon",
+    "a tiny mouse and a big boat",
+    "a friendly turtle and a birthday party",
+];
+
+/// Which model to open.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum ModelSource {
+    /// The model that comes with the program.
+    Embedded,
+    /// A folder or a Hugging Face id.
+    Named(String),
+}
+
+/// Where the prompt comes from.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Prompt {
+    /// Text from the command line.
+    Text(String),
+    /// Text still to be read from stdin.
+    Stdin,
+    /// Token ids.
+    Ids(Vec<u32>),
+}
+
+/// How the result of `generate` is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// Text (or ids, without a tokenizer) as it comes.
+    Stream,
+    /// One JSON record at the end.
+    Json,
+}
+
+/// A checked `zmlx generate`.
+pub(crate) struct GenerateRequest {
+    /// Which model.
+    pub(crate) model: ModelSource,
+    /// How to load it.
+    pub(crate) load: LoadOptions,
+    /// What to continue.
+    pub(crate) prompt: Prompt,
+    /// System message.
+    pub(crate) system: Option<String>,
+    /// Leave the chat template out.
+    pub(crate) raw: bool,
+    /// Sampling and stopping.
+    pub(crate) options: GenerateOptions,
+    /// How to print.
+    pub(crate) format: Format,
+    /// Print the statistics line.
+    pub(crate) stats: bool,
+}
+
+/// A checked `zmlx chat`.
+pub(crate) struct ChatRequest {
+    /// Which model.
+    pub(crate) model: ModelSource,
+    /// How to load it.
+    pub(crate) load: LoadOptions,
+    /// System message.
+    pub(crate) system: Option<String>,
+    /// Sampling and stopping.
+    pub(crate) options: GenerateOptions,
+    /// Print the statistics line after each reply.
+    pub(crate) stats: bool,
+}
+
+/// A checked `zmlx demo`.
+pub(crate) struct DemoRequest {
+    /// The user's message to the model.
+    pub(crate) prompt: String,
+    /// Sampling and stopping.
+    pub(crate) options: GenerateOptions,
+    /// Print the full statistics line.
+    pub(crate) stats: bool,
+}
+
+impl GenerateRequest {
+    /// `stdin_is_terminal` decides what a missing prompt means.
+    pub(crate) fn new(args: GenerateArgs, stdin_is_terminal: bool) -> Result<Self, Failure> {
+        let prompt = match (args.prompt_ids, args.prompt) {
+            (Some(ids), _) => Prompt::Ids(token_ids(&ids)?),
+            (None, Some(text)) if text == "-" => Prompt::Stdin,
+            (None, Some(text)) => Prompt::Text(text),
+            (None, None) if !stdin_is_terminal => Prompt::Stdin,
+            (None, None) => {
+                return Err(Failure::usage(
+                    "no prompt: give --prompt TEXT or --prompt-ids IDS, or pipe text into stdin",
+                ));
+            }
+        };
+        let mut options = generate_options(args.sampling, MAX_TOKENS)?;
+        options.ignore_eos = args.ignore_eos;
+        Ok(Self {
+            load: load_options(&args.model),
+            model: model_source(args.model.model)?,
+            prompt,
+            system: args.system,
+            raw: args.raw,
+            options,
+            format: if args.json { Format::Json } else { Format::Stream },
+            stats: args.stats,
+        })
+    }
+}
+
+impl TryFrom<ChatArgs> for ChatRequest {
+    type Error = Failure;
+
+    fn try_from(args: ChatArgs) -> Result<Self, Failure> {
+        Ok(Self {
+            load: load_options(&args.model),
+            model: model_source(args.model.model)?,
+            system: args.system,
+            options: generate_options(args.sampling, CHAT_MAX_TOKENS)?,
+            stats: args.stats,
+        })
+    }
+}
+
+impl TryFrom<DemoArgs> for DemoRequest {
+    type Error = Failure;
+
+    fn try_from(args: DemoArgs) -> Result<Self, Failure> {
+        let sampling =
+            SamplingArgs { max_tokens: args.max_tokens, seed: args.seed, ..SamplingArgs::default() };
+        let mut options = generate_options(sampling, MAX_TOKENS)?;
+        let seed = *options.sampler.seed.get_or_insert(DEMO_SEED);
+        options.sampler.temperature = DEMO_TEMPERATURE;
+        let subject = DEMO_SUBJECTS[(seed % DEMO_SUBJECTS.len() as u64) as usize];
+        Ok(Self { prompt: format!("Please tell a story about {subject}."), options, stats: args.stats })
+    }
+}
+
+/// The model that was named, or the embedded one.
+pub(crate) fn model_source(named: Option<String>) -> Result<ModelSource, Failure> {
+    match named {
+        None => Ok(ModelSource::Embedded),
+        Some(name) if name.trim().is_empty() => Err(Failure::usage(
+            "the model's name is empty: give a folder or a Hugging Face id such as org/name",
+        )),
+        Some(name) => Ok(ModelSource::Named(name)),
+    }
+}
+
+fn load_options(args: &ModelArgs) -> LoadOptions {
+    LoadOptions {
+        dtype: match args.dtype {
+            Dtype::Auto => DtypeChoice::Auto,
+            Dtype::F32 => DtypeChoice::F32,
+            Dtype::Bf16 => DtypeChoice::Bf16,
+            Dtype::F16 => DtypeChoice::F16,
+        },
+        device: match args.device {
+            Device::Auto => DeviceChoice::Auto,
+            Device::Cpu => DeviceChoice::Cpu,
+            Device::Gpu => DeviceChoice::Gpu,
+        },
+    }
+}
+
+fn generate_options(args: SamplingArgs, max_tokens: usize) -> Result<GenerateOptions, Failure> {
+    let above_0 = |value: f32| value.is_finite() && value > 0.0;
+    let sampler = SamplerOptions {
+        temperature: number("--temp", args.temp.as_deref(), "a number of 0 or more", |v: f32| {
+            v.is_finite() && v >= 0.0
+        })?
+        .unwrap_or(0.0),
+        top_p: number("--top-p", args.top_p.as_deref(), "a number above 0 and up to 1", |v| {
+            above_0(v) && v <= 1.0
+        })?
+        .unwrap_or(1.0),
+        top_k: number("--top-k", args.top_k.as_deref(), "a whole number from 0 to 4294967295", |_| true)?
+            .unwrap_or(0),
+        min_p: number("--min-p", args.min_p.as_deref(), "a number from 0 to 1", |v: f32| {
+            (0.0..=1.0).contains(&v)
+        })?
+        .unwrap_or(0.0),
+        repetition_penalty: number(
+            "--repetition-penalty",
+            args.repetition_penalty.as_deref(),
+            "a number above 0",
+            above_0,
+        )?
+        .unwrap_or(1.0),
+        logit_bias: args.logit_bias.iter().map(|text| logit_bias(text)).collect::<Result<_, _>>()?,
+        seed: number(
+            "--seed",
+            args.seed.as_deref(),
+            "a whole number from 0 to 18446744073709551615",
+            |_| true,
+        )?,
+        ..SamplerOptions::default()
+    };
+    // The library has the last word on what it can sample with.
+    sampler.validate().map_err(Failure::bad_input)?;
+    if args.stop.iter().any(String::is_empty) {
+        return Err(Failure::usage("--stop must not be an empty text"));
+    }
+    let one_or_more = "a whole number of 1 or more";
+    Ok(GenerateOptions {
+        max_tokens: number("--max-tokens", args.max_tokens.as_deref(), one_or_more, |v| v >= 1)?
+            .unwrap_or(max_tokens),
+        prefill_chunk: number("--prefill-chunk", args.prefill_chunk.as_deref(), one_or_more, |v| v >= 1)?
+            .unwrap_or(PREFILL_CHUNK),
+        sampler,
+        stop: args.stop,
+        ..GenerateOptions::default()
+    })
+}
+
+/// Reads a number that must satisfy `fits`; `allowed` says in words what that is.
+fn number<T: FromStr + Copy>(
+    flag: &str,
+    text: Option<&str>,
+    allowed: &str,
+    fits: impl Fn(T) -> bool,
+) -> Result<Option<T>, Failure> {
+    let Some(text) = text else { return Ok(None) };
+    match text.trim().parse::<T>() {
+        Ok(value) if fits(value) => Ok(Some(value)),
+        _ => Err(out_of_range(flag, allowed, text)),
+    }
+}
+
+fn out_of_range(flag: &str, allowed: &str, text: impl Display) -> Failure {
+    Failure::usage(format_args!("{flag} must be {allowed}, not '{text}'"))
+}
+
+fn token_ids(text: &str) -> Result<Vec<u32>, Failure> {
+    text.split(',').map(|part| part.trim().parse()).collect::<Result<_, _>>().map_err(|_| {
+        out_of_range(
+            "--prompt-ids",
+            "token ids (whole numbers from 0 to 4294967295) separated by commas, as in 1,17,5",
+            text,
+        )
+    })
+}
+
+fn logit_bias(text: &str) -> Result<(u32, f32), Failure> {
+    text.split_once('=')
+        .and_then(|(id, bias)| Some((id.trim().parse().ok()?, bias.trim().parse::<f32>().ok()?)))
+        .filter(|(_, bias)| bias.is_finite())
+        .ok_or_else(|| {
+            out_of_range(
+                "--logit-bias",
+                "ID=F, a token id from 0 to 4294967295 and a finite number, as in 17=-2.5",
+                text,
+            )
+        })
+}
+
+/// Checks what can be checked only once the vocabulary is known.
+pub(crate) fn check_vocabulary(flag: &str, ids: &[u32], vocab_size: usize) -> Result<(), Failure> {
+    match ids.iter().find(|&&id| id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(id) => Err(Failure::usage(format_args!(
+            "{flag}: token id {id} is not in the vocabulary; ids go from 0 to {}",
+            vocab_size.saturating_sub(1)
+        ))),
+    }
+}
+
+/// The same for the ids of `--logit-bias`.
+pub(crate) fn check_logit_bias(options: &GenerateOptions, vocab_size: usize) -> Result<(), Failure> {
+    let ids: Vec<u32> = options.sampler.logit_bias.iter().map(|&(id, _)| id).collect();
+    check_vocabulary("--logit-bias", &ids, vocab_size)
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

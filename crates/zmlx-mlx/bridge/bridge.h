@@ -1,0 +1,186 @@
+// What the parts of the bridge share: the lock, error reporting and argument conversion.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "mlx/mlx.h"
+
+namespace mx = mlx::core;
+using mx::array;
+
+using List = std::vector<array>;
+using Function = std::function<std::vector<array>(const std::vector<array>&)>;
+// Index of a stream in the bridge's own table (runtime.cpp).
+using StreamArg = int32_t;
+
+// A Rust closure: `call` gets lists of arrays and fills `out`; it returns 0, or 2 when it left an error on the Rust
+// side. `drop` (null for a closure that is only borrowed) frees `data`.
+struct Callback {
+  void* data;
+  int32_t (*call)(void* data, const List* const* in, size_t in_n, List* out);
+  void (*drop)(void* data);
+};
+
+struct Str {
+  const char* data;
+  size_t len;
+  std::string get() const { return std::string(data, len); }
+};
+
+struct KernelSpec {
+  int32_t metal;
+  Str name;
+  const Str* inputs;
+  size_t inputs_n;
+  const Str* outputs;
+  size_t outputs_n;
+  Str source;
+  Str header;
+  int32_t ensure_row_contiguous;
+  int32_t atomic_outputs;
+  int32_t shared_memory;
+};
+
+struct TemplateArg {
+  Str name;
+  int32_t kind;  // 0 int, 1 bool, 2 dtype
+  int32_t value;
+};
+
+struct KernelCall {
+  const array* const* const* inputs;
+  size_t inputs_n;
+  const int32_t* shapes;  // all output shapes, one after another
+  const int32_t* ranks;
+  const int32_t* dtypes;
+  size_t outputs_n;
+  int32_t grid[3];
+  int32_t threadgroup[3];
+  const TemplateArg* template_args;
+  size_t template_args_n;
+  const float* init_value;
+  int32_t verbose;
+};
+
+// One operand of a CPU primitive as Rust sees it, in row-contiguous memory. `source` is the input that an in-place
+// output already holds, or -1; an input that was handed over to an output has null data.
+struct CpuView {
+  void* data;
+  const int32_t* shape;
+  size_t rank;
+  int32_t dtype;
+  size_t bytes;
+  int32_t source;
+};
+
+struct CpuVtable {
+  void* data;
+  void (*drop)(void* data);
+  const char* name;
+  const int32_t* in_place;  // pairs (input, output)
+  size_t in_place_n;        // number of pairs
+  int32_t (*eval)(void* data, const CpuView* in, size_t in_n, const CpuView* out, size_t out_n);
+  // Null when the primitive has no gradient.
+  int32_t (*vjp)(void* data, const List* const* lists, size_t lists_n, const int32_t* argnums, size_t argnums_n, List* out);
+  // Shapes of all outputs one after another, with their ranks, for shapeless compilation.
+  int32_t (*shapes)(void* data, const List* in, void* sink, void (*push)(void* sink, const int32_t* dims, size_t rank));
+};
+
+struct Kernel;
+struct Api;
+
+// Thrown through MLX when a Rust callback failed; the error itself waits on the Rust side.
+struct RustError : std::runtime_error {
+  RustError() : std::runtime_error("a Rust callback failed") {}
+};
+
+// MLX lets descriptors of arrays change under evaluation, so every entry of the bridge holds one process-wide lock.
+// It is recursive: a transform calls back into Rust, which calls ops.
+class Lock {
+ public:
+  Lock();
+  ~Lock();
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
+  // How often this thread holds the lock.
+  static int depth();
+};
+
+// Frees now if the lock is free or ours, else when it is next taken: a drop on a worker thread must never wait for
+// a thread that waits for that worker.
+void free_later(void* p, void (*destroy)(void*));
+
+void set_error(const char* text);
+
+template <class F>
+int32_t guard(F&& f) {
+  try {
+    Lock lock;
+    f();
+    return 0;
+  } catch (const RustError&) {
+    return 2;
+  } catch (const std::exception& e) {
+    set_error(e.what());
+  } catch (...) {
+    set_error("an exception of unknown type");
+  }
+  return 1;
+}
+
+// Throws if called from inside a CPU primitive, where MLX must not be used.
+mx::Stream to_stream(StreamArg s);
+
+inline std::optional<array> opt(const array* a) { return a ? std::optional<array>(*a) : std::nullopt; }
+inline std::optional<int> opt(const int32_t* p) { return p ? std::optional<int>(*p) : std::nullopt; }
+inline std::optional<float> opt(const float* p) { return p ? std::optional<float>(*p) : std::nullopt; }
+
+inline std::vector<array> to_vec(const array* const* const* p, size_t n) {
+  std::vector<array> v;
+  v.reserve(n);
+  for (size_t i = 0; i < n; ++i) v.push_back(**p[i]);
+  return v;
+}
+inline std::vector<int> to_ints(const int32_t* p, size_t n) { return std::vector<int>(p, p + n); }
+inline mx::Shape to_shape(const int32_t* p, size_t n) { return mx::Shape(p, p + n); }
+
+// A shape to allocate: no negative dimension, a byte size that fits.
+inline mx::Shape checked(mx::Shape shape) {
+  unsigned __int128 size = 1;
+  for (auto d : shape) {
+    if (d < 0) throw std::invalid_argument("a dimension is negative");
+    size *= static_cast<unsigned>(d);
+    if (size > (static_cast<unsigned __int128>(1) << 48)) throw std::invalid_argument("the array would have more than 2^48 elements");
+  }
+  return shape;
+}
+
+mx::Dtype to_dtype(int32_t code);
+inline std::optional<mx::Dtype> opt_dtype(int32_t code) {
+  return code < 0 ? std::nullopt : std::optional<mx::Dtype>(to_dtype(code));
+}
+
+inline void put(array** out, array a) { *out = new array(std::move(a)); }
+inline void put(List** out, List v) { *out = new List(std::move(v)); }
+inline void put2(array** out, array** out1, std::pair<array, array> r) {
+  put(out, std::move(r.first));
+  put(out1, std::move(r.second));
+}
+
+// Calls a Rust closure with lists of arrays.
+inline List call_rust(const Callback& c, std::initializer_list<const List*> lists) {
+  List out;
+  if (c.call(c.data, lists.begin(), lists.size(), &out) != 0) throw RustError();
+  return out;
+}

@@ -1,0 +1,55 @@
+//! Stock [MLX](https://github.com/ml-explore/mlx) from Rust.
+//!
+//! MLX is used as released: the `libmlx` of its official wheels, for plain CPUs, NVIDIA CUDA and Apple Metal. The
+//! build finds or fetches one for its headers; the program loads one when first needed (see [`runtime`]), so the same
+//! binary runs with any of them and needs no link flags.
+//!
+//! ```
+//! use zmlx_mlx::{Array, ops, transforms};
+//!
+//! # fn main() -> zmlx_mlx::Result<()> {
+//! let x = Array::from_slice(&[1.0f32, 2.0, 3.0], &[3])?;
+//! let y = x.square()?.sum_all()?;                       // lazy: nothing has been computed yet
+//! assert_eq!(y.item::<f32>()?, 14.0);                    // computed here
+//!
+//! let gradient = transforms::grad(|v| v[0].square()?.sum_all(), &[0]);
+//! assert_eq!(gradient(&[&x])?[0].to_vec::<f32>()?, [2.0, 4.0, 6.0]);
+//! # Ok(()) }
+//! ```
+//!
+//! # Threads
+//! Arrays are [`Send`] and [`Sync`]. MLX itself changes descriptors of arrays while it evaluates and keeps its streams
+//! per thread, so two things make that right: every call into MLX holds one process-wide lock (not while it waits for
+//! a result), and the streams made here are those that MLX lets any thread use. A graph built on one thread can thus
+//! be extended, evaluated or dropped on another. Work on different streams overlaps; building graphs does not.
+//! A CPU primitive ([`cpu`]) runs on a worker thread of MLX and must not call MLX; there every call is an error
+//! ([`Error::InsideCallback`]) rather than a deadlock.
+//!
+//! # Errors
+//! Nothing here panics or aborts: exceptions of C++ become [`Error`] values with the op and the shapes, a panic in
+//! a closure given to MLX becomes [`Error::Panic`].
+
+mod api;
+mod array;
+pub mod bench;
+mod callback;
+pub mod cpu;
+mod dtype;
+mod element;
+mod error;
+pub mod io;
+pub mod kernel;
+pub mod locate;
+pub mod memory;
+mod ops_generated;
+pub mod runtime;
+pub mod stream;
+pub mod transforms;
+
+pub use array::Array;
+pub use dtype::Dtype;
+pub use element::{Complex64, Element, Plain};
+pub use error::{Error, Result};
+pub use ops_generated::{fast, ops, random};
+pub use stream::{Device, Stream};
+pub use transforms::{async_eval, eval};

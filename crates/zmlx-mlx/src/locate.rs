@@ -1,0 +1,314 @@
+//! Finding, checking and fetching the released `libmlx`.
+//!
+//! The same file serves the build script (which needs headers and a library to build the bridge) and the
+//! running program (which needs a library to load), so both search in the same way and say the same things.
+//! It uses the standard library only; unpacking is left to Python's `zipfile`.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The MLX release this crate is built for. A C++ ABI is only good for the exact version.
+pub const MLX_VERSION: &str = "0.32.4";
+
+/// Environment variable naming a folder that holds `lib/libmlx.so` (or the library itself) and `include/`.
+pub const DIR_VARIABLE: &str = "ZMLX_MLX_DIR";
+/// Environment variable picking the wheel that a fetch takes: `cpu`, `cuda12`, `cuda13` or `metal`.
+pub const VARIANT_VARIABLE: &str = "ZMLX_MLX_VARIANT";
+/// Environment variable naming the cache folder; the default is the platform's user cache folder.
+pub const CACHE_VARIABLE: &str = "ZMLX_CACHE_DIR";
+
+/// File name of the library on this platform.
+pub const LIBRARY_FILE: &str = if cfg!(target_os = "macos") { "libmlx.dylib" } else { "libmlx.so" };
+
+/// Why no usable `libmlx` was found or fetched. Every message says what to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum LocateError {
+    /// `ZMLX_MLX_DIR` names a folder without a library in it.
+    NoLibraryInDir { dir: PathBuf },
+    /// A library of another release.
+    WrongVersion { path: PathBuf, found: String },
+    /// `ZMLX_MLX_VARIANT` is none of the known ones, or not for this platform.
+    UnknownVariant { variant: String, known: &'static str },
+    /// This operating system or processor has no released wheel.
+    UnsupportedPlatform { platform: String },
+    /// `python3` could not be started.
+    NoPython { detail: String },
+    /// `python3 -m pip` does not work.
+    NoPip { detail: String },
+    /// pip could not download the wheel.
+    Download { package: String, detail: String, offline: bool },
+    /// The wheel was downloaded but could not be unpacked or has not the expected content.
+    Unpack { package: String, detail: String },
+    /// The cache folder can't be written.
+    Cache { dir: PathBuf, detail: String },
+}
+
+impl fmt::Display for LocateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoLibraryInDir { dir } => write!(
+                f,
+                "{DIR_VARIABLE}={} holds no {LIBRARY_FILE} (looked there and in lib/): point it at the `mlx` folder of an unpacked wheel, or unset it",
+                dir.display()
+            ),
+            Self::WrongVersion { path, found } => write!(
+                f,
+                "{} is MLX {found}, but this build needs exactly {MLX_VERSION}: point {DIR_VARIABLE} at {MLX_VERSION}, or unset it to have that fetched",
+                path.display()
+            ),
+            Self::UnknownVariant { variant, known } => {
+                write!(f, "{VARIANT_VARIABLE}={variant} is not known here: use one of {known}")
+            }
+            Self::UnsupportedPlatform { platform } => write!(
+                f,
+                "MLX {MLX_VERSION} has no released library for {platform}: use Linux x86-64 or arm64, or macOS on Apple silicon, or set {DIR_VARIABLE} to a library of your own"
+            ),
+            Self::NoPython { detail } => write!(
+                f,
+                "python3 is needed once, to fetch libmlx with pip, and could not be run ({detail}): install Python 3 with pip, or set {DIR_VARIABLE} to an unpacked mlx wheel"
+            ),
+            Self::NoPip { detail } => write!(
+                f,
+                "`python3 -m pip` does not work ({detail}): install pip (for example the package python3-pip), or set {DIR_VARIABLE} to an unpacked mlx wheel"
+            ),
+            Self::Download { package, detail, offline: true } => write!(
+                f,
+                "pip could not reach a package index to download {package} ({detail}): go online once, or set {DIR_VARIABLE} to an unpacked mlx wheel"
+            ),
+            Self::Download { package, detail, offline: false } => write!(
+                f,
+                "pip found no {package} for this platform ({detail}): check the platform and Python version, or set {DIR_VARIABLE} to an unpacked mlx wheel"
+            ),
+            Self::Unpack { package, detail } => {
+                write!(f, "the wheel of {package} could not be unpacked ({detail}): remove it from the cache and try again")
+            }
+            Self::Cache { dir, detail } => write!(
+                f,
+                "the cache folder {} cannot be written ({detail}): set {CACHE_VARIABLE} to a folder that can",
+                dir.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for LocateError {}
+
+/// A `libmlx` that was found, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located {
+    /// The library file itself.
+    pub library: PathBuf,
+    /// The folder of the C++ headers, where there is one.
+    pub include: Option<PathBuf>,
+    /// How it was found, for people to read.
+    pub found_by: String,
+}
+
+/// Name of the Python package that carries libmlx for `variant` (the platform's default when `None`).
+pub fn package_for(os: &str, variant: Option<&str>) -> Result<&'static str, LocateError> {
+    match (os, variant) {
+        ("linux", None | Some("cpu")) => Ok("mlx-cpu"),
+        ("linux", Some("cuda13")) => Ok("mlx-cuda-13"),
+        ("linux", Some("cuda12")) => Ok("mlx-cuda-12"),
+        ("macos", None | Some("metal")) => Ok("mlx-metal"),
+        ("linux", Some(other)) => {
+            Err(LocateError::UnknownVariant { variant: other.to_owned(), known: "cpu, cuda13, cuda12" })
+        }
+        ("macos", Some(other)) => {
+            Err(LocateError::UnknownVariant { variant: other.to_owned(), known: "metal" })
+        }
+        (other, _) => Err(LocateError::UnsupportedPlatform { platform: other.to_owned() }),
+    }
+}
+
+/// The cache folder: `ZMLX_CACHE_DIR`, else `$XDG_CACHE_HOME/zmlx`, else `~/Library/Caches/zmlx` (macOS) or
+/// `~/.cache/zmlx`.
+pub fn cache_dir() -> Result<PathBuf, LocateError> {
+    let set = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(dir) = set(CACHE_VARIABLE) {
+        return Ok(dir);
+    }
+    if let Some(dir) = set("XDG_CACHE_HOME") {
+        return Ok(dir.join("zmlx"));
+    }
+    match set("HOME") {
+        Some(home) if cfg!(target_os = "macos") => Ok(home.join("Library/Caches/zmlx")),
+        Some(home) => Ok(home.join(".cache/zmlx")),
+        None => Err(LocateError::Cache {
+            dir: PathBuf::from("~/.cache/zmlx"),
+            detail: "neither HOME nor XDG_CACHE_HOME is set".to_owned(),
+        }),
+    }
+}
+
+/// Looks for the library in `dir`: the file itself, `dir/lib`, `dir/mlx/lib`, `dir`.
+pub fn in_dir(dir: &Path) -> Option<(PathBuf, Option<PathBuf>)> {
+    if dir.is_file() {
+        return Some((dir.to_path_buf(), None));
+    }
+    for (lib, include) in [("lib", "include"), ("mlx/lib", "mlx/include"), ("", "../include")] {
+        let library = dir.join(lib).join(LIBRARY_FILE);
+        if library.is_file() {
+            let include = dir.join(include);
+            return Some((library, include.join("mlx/mlx.h").is_file().then_some(include)));
+        }
+    }
+    None
+}
+
+/// The version that the headers in `include` declare.
+pub fn header_version(include: &Path) -> Option<String> {
+    let text = fs::read_to_string(include.join("mlx/version.h")).ok()?;
+    let part = |name: &str| {
+        let line = text.lines().find(|l| l.contains(&format!("#define {name} ")))?;
+        line.split_whitespace().nth(2).map(str::to_owned)
+    };
+    Some(format!("{}.{}.{}", part("MLX_VERSION_MAJOR")?, part("MLX_VERSION_MINOR")?, part("MLX_VERSION_PATCH")?))
+}
+
+/// Finds a libmlx with headers for the build: `ZMLX_MLX_DIR`, then an importable Python package, then the cache,
+/// then a download. `note` is told about candidates that were passed over.
+pub fn for_build(os: &str, arch: &str, note: &mut dyn FnMut(String)) -> Result<Located, LocateError> {
+    if let Some(dir) = env::var_os(DIR_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from) {
+        let Some((library, Some(include))) = in_dir(&dir) else {
+            return Err(LocateError::NoLibraryInDir { dir });
+        };
+        check_headers(&library, &include)?;
+        return Ok(Located { library, include: Some(include), found_by: DIR_VARIABLE.to_owned() });
+    }
+    let variant = env::var(VARIANT_VARIABLE).ok().filter(|v| !v.is_empty());
+    let package = package_for(os, variant.as_deref())?;
+    // A build for another system can't use the packages of the Python found here.
+    if variant.is_none() && os == env::consts::OS && arch == env::consts::ARCH {
+        for dir in python_packages() {
+            match in_dir(&dir) {
+                Some((library, Some(include))) => match check_headers(&library, &include) {
+                    Ok(()) => {
+                        let found_by = "the mlx package of python3".to_owned();
+                        return Ok(Located { library, include: Some(include), found_by });
+                    }
+                    Err(why) => note(format!("passed over {}: {why}", dir.display())),
+                },
+                _ => note(format!("passed over {}: it has no {LIBRARY_FILE} with headers", dir.display())),
+            }
+        }
+    }
+    fetch(os, arch, package)
+}
+
+fn check_headers(library: &Path, include: &Path) -> Result<(), LocateError> {
+    match header_version(include) {
+        Some(v) if v == MLX_VERSION => Ok(()),
+        Some(found) => Err(LocateError::WrongVersion { path: library.to_path_buf(), found }),
+        None => Err(LocateError::WrongVersion { path: library.to_path_buf(), found: "of unknown version".to_owned() }),
+    }
+}
+
+/// Folders of an `mlx` package that `python3` can import (none when there is no python3).
+fn python_packages() -> Vec<PathBuf> {
+    let script = "import importlib.util as u\ns = u.find_spec('mlx')\nprint('\\n'.join(s.submodule_search_locations or []) if s else '')";
+    match Command::new("python3").args(["-c", script]).output() {
+        Ok(out) if out.status.success() => {
+            String::from_utf8_lossy(&out.stdout).lines().filter(|l| !l.is_empty()).map(PathBuf::from).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The wheel in the cache folder, downloaded and unpacked there by pip when it is not there yet.
+///
+/// Nothing is installed and no virtual environment is made. The folder appears under its final name only when
+/// complete, so concurrent builds and interrupted downloads do no harm.
+pub fn fetch(os: &str, arch: &str, package: &'static str) -> Result<Located, LocateError> {
+    let root = cache_dir()?.join("mlx");
+    let folder = root.join(format!("{MLX_VERSION}-{package}-{os}-{arch}"));
+    let found_by = format!("the {package} {MLX_VERSION} wheel in the cache");
+    if let Some((library, include @ Some(_))) = in_dir(&folder) {
+        return Ok(Located { library, include, found_by });
+    }
+    let cache_error = |e: std::io::Error| LocateError::Cache { dir: root.clone(), detail: e.to_string() };
+    let staging = root.join(format!(".fetch-{package}-{}", std::process::id()));
+    fs::create_dir_all(staging.join("wheel")).map_err(cache_error)?;
+    let done = fetch_into(&staging, os, arch, package).and_then(|()| {
+        match fs::rename(staging.join("unpacked"), &folder) {
+            Ok(()) => Ok(()),
+            // Another process was quicker: its copy is as good.
+            Err(_) if in_dir(&folder).is_some() => Ok(()),
+            Err(e) => Err(cache_error(e)),
+        }
+    });
+    // What is left in the staging folder is of no use to anybody, also after a failure.
+    let _ = fs::remove_dir_all(&staging);
+    done?;
+    match in_dir(&folder) {
+        Some((library, Some(include))) => {
+            check_headers(&library, &include)?;
+            Ok(Located { library, include: Some(include), found_by })
+        }
+        _ => Err(LocateError::Unpack {
+            package: package.to_owned(),
+            detail: format!("{} holds no {LIBRARY_FILE} with headers", folder.display()),
+        }),
+    }
+}
+
+fn fetch_into(staging: &Path, os: &str, arch: &str, package: &str) -> Result<(), LocateError> {
+    let python = |args: &[&OsStr]| Command::new("python3").args(args).output();
+    let pip = python(&["-m".as_ref(), "pip".as_ref(), "--version".as_ref()])
+        .map_err(|e| LocateError::NoPython { detail: e.to_string() })?;
+    if !pip.status.success() {
+        return Err(LocateError::NoPip { detail: last_line(&pip.stderr) });
+    }
+    let requirement = format!("{package}=={MLX_VERSION}");
+    let wheel_dir = staging.join("wheel");
+    let mut args: Vec<&OsStr> = ["-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "-q", "-d"]
+        .into_iter()
+        .map(OsStr::new)
+        .collect();
+    args.push(wheel_dir.as_os_str());
+    // pip picks by the platform it runs on, unless the build is for another one.
+    let platform = match (os, arch) {
+        ("linux", "x86_64") => "manylinux_2_35_x86_64",
+        ("linux", "aarch64") => "manylinux_2_35_aarch64",
+        ("macos", "aarch64") => "macosx_14_0_arm64",
+        _ => return Err(LocateError::UnsupportedPlatform { platform: format!("{os} on {arch}") }),
+    };
+    if (os, arch) != (env::consts::OS, env::consts::ARCH) {
+        let cross = ["--only-binary=:all:", "--python-version", "3.12", "--platform", platform];
+        args.extend(cross.into_iter().map(OsStr::new));
+    }
+    args.push(requirement.as_ref());
+    let out = python(&args).map_err(|e| LocateError::NoPython { detail: e.to_string() })?;
+    if !out.status.success() {
+        let text = String::from_utf8_lossy(&out.stderr);
+        let unreachable = ["NewConnectionError", "Temporary failure", "Max retries", "Connection", "timed out", "ProxyError"];
+        let offline = unreachable.iter().any(|w| text.contains(w));
+        return Err(LocateError::Download { package: requirement, detail: last_line(&out.stderr), offline });
+    }
+    let unpack_error = |detail: String| LocateError::Unpack { package: requirement.clone(), detail };
+    let wheel = fs::read_dir(&wheel_dir)
+        .map_err(|e| unpack_error(e.to_string()))?
+        .filter_map(|entry| entry.ok().map(|e| e.path()))
+        .find(|p| p.extension() == Some(OsStr::new("whl")))
+        .ok_or_else(|| unpack_error("pip downloaded no .whl file".to_owned()))?;
+    let out = python(&[
+        "-m".as_ref(),
+        "zipfile".as_ref(),
+        "-e".as_ref(),
+        wheel.as_os_str(),
+        staging.join("unpacked").as_os_str(),
+    ])
+    .map_err(|e| LocateError::NoPython { detail: e.to_string() })?;
+    if out.status.success() { Ok(()) } else { Err(unpack_error(last_line(&out.stderr))) }
+}
+
+fn last_line(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let line = text.lines().map(str::trim).rfind(|l| !l.is_empty() && !l.starts_with("[notice]"));
+    line.unwrap_or("no message").to_owned()
+}
