@@ -1,1 +1,23 @@
-//! To come.
+//! Models as data.
+//!
+//! A [`Graph`] is a list of nodes in execution order, each with a semantic [`Op`](op::Op), the values it reads, and the
+//! readable path of the module it belongs to. Weights are referred to by their name in the checkpoint, and what lasts
+//! from one step to the next (key/value caches, convolution states) lives in numbered [state](state) slots. Family
+//! builders write graphs with a [`Builder`]; an [`Executor`] binds weights and runs them.
+
+#![forbid(unsafe_code)]
+
+pub mod builder;
+mod error;
+mod exec;
+mod graph;
+pub mod op;
+pub mod ops;
+pub mod state;
+pub mod weights;
+
+pub use builder::Builder;
+pub use error::{GraphError, Result};
+pub use exec::Executor;
+pub use graph::{Graph, Node, Value};
+pub use state::State;

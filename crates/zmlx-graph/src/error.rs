@@ -1,0 +1,32 @@
+/// Result of building or running a graph.
+pub type Result<T> = std::result::Result<T, GraphError>;
+
+/// What can go wrong with a graph.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GraphError {
+    /// A weight that the graph names was not bound.
+    #[error("weight {0} is missing")]
+    MissingWeight(String),
+    /// An op failed.
+    #[error("{path}: {op}: {source}")]
+    Node {
+        /// Path of the module.
+        path: String,
+        /// Name of the op.
+        op: &'static str,
+        /// What MLX said.
+        source: zmlx_mlx::Error,
+    },
+    /// A node reads a value that no earlier node writes, or a graph has no output.
+    #[error("malformed graph: {0}")]
+    Malformed(String),
+    /// The state was made for another graph.
+    #[error("the state has {found} slots, the graph {expected}: make it with Graph::new_state")]
+    WrongState {
+        /// Slots of the state.
+        found: usize,
+        /// Slots of the graph.
+        expected: usize,
+    },
+}

@@ -1,0 +1,89 @@
+//! What a node does.
+
+use std::fmt;
+
+use zmlx_mlx::{Array, Result};
+
+use crate::state::{SlotId, SlotValue};
+use crate::weights::{BoundWeight, WeightId};
+
+/// An op's parameter, for printing and matching.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Attribute {
+    /// An integer.
+    Int(i64),
+    /// A float.
+    Float(f64),
+    /// A word.
+    Text(String),
+}
+
+impl fmt::Display for Attribute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Int(v) => write!(f, "{v}"),
+            Self::Float(v) => write!(f, "{v}"),
+            Self::Text(v) => f.write_str(v),
+        }
+    }
+}
+
+/// A semantic op: what one node computes. An op is a small struct of its parameters; its arrays come as inputs, its
+/// weights and its state by id.
+pub trait Op: fmt::Debug + Send + Sync + 'static {
+    /// Name in the field's terms, such as `rms_norm`.
+    fn name(&self) -> &'static str;
+
+    /// Parameters that tell two nodes of the same op apart.
+    fn attributes(&self) -> Vec<(&'static str, Attribute)> {
+        Vec::new()
+    }
+
+    /// The weights it reads.
+    fn weights(&self) -> Vec<WeightId> {
+        Vec::new()
+    }
+
+    /// The state slot it reads and writes.
+    fn slot(&self) -> Option<SlotId> {
+        None
+    }
+
+    /// How many values it gives.
+    fn outputs(&self) -> usize {
+        1
+    }
+
+    /// Builds the op's part of MLX's lazy graph.
+    fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>>;
+}
+
+/// What a running op can see besides its inputs.
+pub struct Context<'a> {
+    pub(crate) tokens: &'a Array,
+    pub(crate) position: i32,
+    pub(crate) weights: &'a [BoundWeight],
+    pub(crate) slots: &'a mut [SlotValue],
+}
+
+impl Context<'_> {
+    /// Token ids of this call, `[batch, length]`.
+    pub fn tokens(&self) -> &Array {
+        self.tokens
+    }
+
+    /// Number of positions that came before this call.
+    pub fn position(&self) -> i32 {
+        self.position
+    }
+
+    /// A weight.
+    pub fn weight(&self, id: WeightId) -> &BoundWeight {
+        &self.weights[id.0]
+    }
+
+    /// A state slot.
+    pub fn slot(&mut self, id: SlotId) -> &mut SlotValue {
+        &mut self.slots[id.0]
+    }
+}

@@ -1,0 +1,125 @@
+use zmlx_mlx::{Array, Dtype, Error, Result};
+
+use crate::op::{Attribute, Context, Op};
+
+/// Arithmetic of two arrays, with broadcasting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Binary {
+    /// `a + b`
+    Add,
+    /// `a * b`
+    Multiply,
+    /// `a / b`
+    Divide,
+}
+
+impl Op for Binary {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Add => "add",
+            Self::Multiply => "multiply",
+            Self::Divide => "divide",
+        }
+    }
+
+    fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
+        let [a, b] = inputs else {
+            return Err(Error::Argument(format!("{} takes two arrays", self.name())));
+        };
+        Ok(vec![match self {
+            Self::Add => a.add(b)?,
+            Self::Multiply => a.multiply(b)?,
+            Self::Divide => a.divide(b)?,
+        }])
+    }
+}
+
+/// `x + value`, in the dtype of `x`.
+#[derive(Debug)]
+pub struct AddScalar(pub f64);
+
+impl Op for AddScalar {
+    fn name(&self) -> &'static str {
+        "add_scalar"
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, Attribute)> {
+        vec![("value", Attribute::Float(self.0))]
+    }
+
+    fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
+        Ok(vec![inputs[0].add_scalar(self.0)?])
+    }
+}
+
+/// `x * value`, in the dtype of `x`.
+#[derive(Debug)]
+pub struct MultiplyScalar(pub f64);
+
+impl Op for MultiplyScalar {
+    fn name(&self) -> &'static str {
+        "multiply_scalar"
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, Attribute)> {
+        vec![("value", Attribute::Float(self.0))]
+    }
+
+    fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
+        Ok(vec![inputs[0].multiply_scalar(self.0)?])
+    }
+}
+
+/// `1 / (1 + e^-x)`.
+#[derive(Debug)]
+pub struct Sigmoid;
+
+impl Op for Sigmoid {
+    fn name(&self) -> &'static str {
+        "sigmoid"
+    }
+
+    fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
+        Ok(vec![inputs[0].sigmoid()?])
+    }
+}
+
+/// `silu(gate) * up` of inputs (gate, up), where `silu(x) = x * sigmoid(x)`.
+#[derive(Debug)]
+pub struct SwiGlu;
+
+impl Op for SwiGlu {
+    fn name(&self) -> &'static str {
+        "swiglu"
+    }
+
+    fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
+        let [gate, up] = inputs else {
+            return Err(Error::Argument("swiglu takes gate and up".to_owned()));
+        };
+        Ok(vec![gate.multiply(&gate.sigmoid()?)?.multiply(up)?])
+    }
+}
+
+/// Converts to a fixed dtype, or to that of a second input.
+#[derive(Debug)]
+pub struct Cast(pub Option<Dtype>);
+
+impl Op for Cast {
+    fn name(&self) -> &'static str {
+        "cast"
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, Attribute)> {
+        self.0.iter().map(|d| ("dtype", Attribute::Text(d.to_string()))).collect()
+    }
+
+    fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
+        let dtype = match (self.0, inputs) {
+            (Some(dtype), _) => dtype,
+            (None, [_, like]) => like.dtype(),
+            _ => return Err(Error::Argument("cast needs a dtype or an array to take it from".to_owned())),
+        };
+        Ok(vec![inputs[0].astype(dtype)?])
+    }
+}

@@ -1,0 +1,17 @@
+//! The ops, one file a family. A new one is a struct with the [`Op`](crate::op::Op) trait in the file of its family.
+
+mod attention;
+mod conv;
+mod elementwise;
+mod linear;
+mod moe;
+mod norm;
+mod shape;
+
+pub use attention::{Attention, KvAppend, Rope};
+pub use conv::{ConvStep, DepthwiseConv1d};
+pub use elementwise::{AddScalar, Binary, Cast, MultiplyScalar, Sigmoid, SwiGlu};
+pub use linear::{Embedding, Linear, Tokens};
+pub use moe::{AddWeight, ExpertLinear, ExpertSort, ExpertUnsort, TakeAlongLast, TopKIndices};
+pub use norm::RmsNorm;
+pub use shape::{ExpandLast, MergeHeads, Split, SplitHeads, Sum, Transpose};

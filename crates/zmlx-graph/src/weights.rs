@@ -1,0 +1,204 @@
+//! Weights of a graph: how they are declared, named in a checkpoint, and applied.
+
+use serde::Serialize;
+use zmlx_mlx::{Array, Result, ops};
+
+/// Number of a weight in its graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WeightId(pub(crate) usize);
+
+/// How MLX packs a quantised matrix; see `quantize` for the modes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct Quantization {
+    /// Elements that share a scale.
+    pub group_size: i32,
+    /// Bits an element.
+    pub bits: i32,
+    /// `affine`, `mxfp4`, `mxfp8` or `nvfp4`.
+    pub mode: String,
+}
+
+/// How a weight is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Format {
+    /// One tensor of floats.
+    Dense,
+    /// Packed words, scales and, for affine, biases.
+    Quantized(Quantization),
+}
+
+/// A declared weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weight {
+    /// Path of the module, or for a bare tensor its whole name.
+    pub path: String,
+    /// Shape before packing; `[..., out, in]` for matrices.
+    pub shape: Vec<i32>,
+    /// How it is stored.
+    pub format: Format,
+    /// The tensor is named by `path` itself and not `path.weight`.
+    pub bare: bool,
+    /// Whether it stays float32 whatever dtype the model runs in.
+    pub keep_f32: bool,
+    /// Number of experts on the first axis, of which a token uses some.
+    pub experts: Option<i32>,
+    /// Whether a token reads one row of it (an embedding that is not also the head).
+    pub lookup: bool,
+}
+
+/// A tensor that a weight is stored in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<i32>,
+    /// Whether it holds floats, whose dtype may be converted.
+    pub float: bool,
+}
+
+impl Weight {
+    /// The tensors it is stored in, in the order that [`BoundWeight`] takes them.
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        let named = |suffix: &str| format!("{}.{suffix}", self.path);
+        let name = if self.bare { self.path.clone() } else { named("weight") };
+        let Format::Quantized(q) = &self.format else {
+            return vec![TensorSpec { name, shape: self.shape.clone(), float: true }];
+        };
+        let with_last = |last: i32| {
+            let mut shape = self.shape.clone();
+            if let Some(dim) = shape.last_mut() {
+                *dim = last;
+            }
+            shape
+        };
+        let columns = self.shape.last().copied().unwrap_or(0);
+        // 64-bit in between: columns x bits can pass 2^31.
+        let words = (i64::from(columns) * i64::from(q.bits) / 32) as i32;
+        let groups = columns / q.group_size.max(1);
+        let affine = q.mode == "affine";
+        let mut tensors = vec![
+            TensorSpec { name, shape: with_last(words), float: false },
+            TensorSpec { name: named("scales"), shape: with_last(groups), float: affine },
+        ];
+        if affine {
+            tensors.push(TensorSpec { name: named("biases"), shape: with_last(groups), float: true });
+        }
+        tensors
+    }
+
+    /// Number of parameters, packed or not.
+    pub fn parameters(&self) -> u64 {
+        self.shape.iter().map(|&d| d as u64).product()
+    }
+}
+
+/// A weight with its arrays.
+#[derive(Debug, Clone)]
+pub enum BoundWeight {
+    /// One array.
+    Dense(Array),
+    /// Packed words, scales, biases.
+    Quantized {
+        /// Packed words.
+        packed: Array,
+        /// Scales.
+        scales: Array,
+        /// Biases (affine).
+        biases: Option<Array>,
+        /// How it is packed.
+        quantization: Quantization,
+    },
+}
+
+impl BoundWeight {
+    /// Puts together the arrays of `weight.tensors()`.
+    pub(crate) fn new(weight: &Weight, arrays: Vec<Array>) -> Option<Self> {
+        let mut arrays = arrays.into_iter();
+        let first = arrays.next()?;
+        Some(match &weight.format {
+            Format::Dense => Self::Dense(first),
+            Format::Quantized(q) => Self::Quantized {
+                packed: first,
+                scales: arrays.next()?,
+                biases: arrays.next(),
+                quantization: q.clone(),
+            },
+        })
+    }
+
+    /// The array of a dense weight; of a quantised one, the dequantised matrix.
+    pub fn dense(&self) -> Result<Array> {
+        match self {
+            Self::Dense(a) => Ok(a.clone()),
+            Self::Quantized { packed, scales, biases, quantization: q } => ops::dequantize(
+                packed,
+                scales,
+                biases.as_ref(),
+                Some(q.group_size),
+                Some(q.bits),
+                &q.mode,
+                None,
+                None,
+            ),
+        }
+    }
+
+    /// `x @ w.T`.
+    pub fn linear(&self, x: &Array) -> Result<Array> {
+        match self {
+            Self::Dense(w) => x.matmul(&w.swapaxes(-1, -2)?),
+            Self::Quantized { packed, scales, biases, quantization: q } => ops::quantized_matmul(
+                x,
+                packed,
+                scales,
+                biases.as_ref(),
+                true,
+                Some(q.group_size),
+                Some(q.bits),
+                &q.mode,
+            ),
+        }
+    }
+
+    /// `x @ w[experts].T`, the expert of each row given by `indices`.
+    pub fn gather_linear(&self, x: &Array, indices: &Array, sorted: bool) -> Result<Array> {
+        match self {
+            Self::Dense(w) => ops::gather_mm(x, &w.swapaxes(-1, -2)?, None, Some(indices), sorted),
+            Self::Quantized { packed, scales, biases, quantization: q } => ops::gather_qmm(
+                x,
+                packed,
+                scales,
+                biases.as_ref(),
+                None,
+                Some(indices),
+                true,
+                Some(q.group_size),
+                Some(q.bits),
+                &q.mode,
+                None,
+                sorted,
+            ),
+        }
+    }
+
+    /// Rows `ids`, dequantised.
+    pub fn rows(&self, ids: &Array) -> Result<Array> {
+        match self {
+            Self::Dense(w) => w.take(ids, 0),
+            Self::Quantized { packed, scales, biases, quantization: q } => {
+                let biases = biases.as_ref().map(|b| b.take(ids, 0)).transpose()?;
+                ops::dequantize(
+                    &packed.take(ids, 0)?,
+                    &scales.take(ids, 0)?,
+                    biases.as_ref(),
+                    Some(q.group_size),
+                    Some(q.bits),
+                    &q.mode,
+                    None,
+                    None,
+                )
+            }
+        }
+    }
+}

@@ -1,0 +1,307 @@
+use std::time::Instant;
+
+use serde::Serialize;
+use zmlx_graph::State;
+use zmlx_mlx::stream::with_stream;
+use zmlx_mlx::{Array, async_eval, eval, memory};
+
+use crate::detokenizer::StreamDecoder;
+use crate::error::GenerateError;
+use crate::load::Model;
+use crate::options::GenerateOptions;
+use crate::sampling::Sampler;
+use crate::stop::StopMatcher;
+
+/// What happens while text is generated.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Event<'a> {
+    /// Prompt tokens processed so far.
+    Prefill {
+        /// Processed.
+        done: usize,
+        /// To process.
+        total: usize,
+    },
+    /// A token.
+    Token {
+        /// Its id.
+        id: u32,
+        /// Text that is now certain: whole characters, and not the beginning of a stop string. May be empty.
+        text: &'a str,
+    },
+}
+
+/// Whether to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// Go on.
+    Continue,
+    /// Stop here.
+    Stop,
+}
+
+/// Why generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// An end-of-sequence token or a stop string.
+    Stop,
+    /// The limit of tokens, or the end of the model's context.
+    Length,
+    /// The caller said so.
+    Cancelled,
+}
+
+/// What was generated.
+#[derive(Debug, Clone, Serialize)]
+pub struct Completion {
+    /// The prompt.
+    pub prompt_ids: Vec<u32>,
+    /// The tokens, an ending one included.
+    pub tokens: Vec<u32>,
+    /// Their text, without special tokens and stop string; empty without a tokenizer.
+    pub text: String,
+    /// Prompt tokens processed a second (those that were not cached), the first token's choice included.
+    pub prompt_tps: f64,
+    /// Tokens a second after the first; 0 when there was only one.
+    pub decode_tps: f64,
+    /// MLX's peak memory, weights included.
+    pub peak_memory_bytes: u64,
+    /// Dtype of the activations.
+    pub dtype: String,
+    /// `cpu` or `gpu`.
+    pub device: String,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+/// A sequence with its caches. A prompt that begins with what the session has already seen is continued from there.
+pub struct Session<'m> {
+    model: &'m Model,
+    state: State,
+    /// The tokens that `state` has seen.
+    seen: Vec<u32>,
+}
+
+impl<'m> Session<'m> {
+    /// An empty sequence.
+    pub fn new(model: &'m Model) -> Self {
+        Self { model, state: model.new_state(), seen: Vec::new() }
+    }
+
+    /// Forgets everything.
+    pub fn reset(&mut self) {
+        self.state = self.model.new_state();
+        self.seen.clear();
+    }
+
+    /// Generates tokens after `prompt`. `on_event` sees progress and tokens as they come, and can stop. After an error the
+    /// session is empty.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        on_event: &mut dyn FnMut(Event<'_>) -> Flow,
+    ) -> Result<Completion, GenerateError> {
+        self.check(prompt, options)?;
+        let result = with_stream(self.model.stream(), || self.run(prompt, options, on_event));
+        if result.is_err() {
+            self.reset();
+        }
+        result
+    }
+
+    fn check(&self, prompt: &[u32], options: &GenerateOptions) -> Result<(), GenerateError> {
+        options.validate()?;
+        if prompt.is_empty() {
+            return Err(GenerateError::EmptyPrompt);
+        }
+        let vocabulary = self.model.vocab_size();
+        let biased = options.sampler.logit_bias.iter().map(|(id, _)| id);
+        if let Some(&id) = prompt.iter().chain(biased).find(|&&id| id as usize >= vocabulary) {
+            return Err(GenerateError::TokenOutOfRange { id, last: vocabulary.saturating_sub(1) });
+        }
+        match self.model.context_length() {
+            Some(context) if prompt.len() >= context => {
+                return Err(GenerateError::PromptTooLong { length: prompt.len(), context });
+            }
+            _ => {}
+        }
+        if self.model.tokenizer().is_none() && !options.stop.is_empty() {
+            return Err(GenerateError::StopWithoutTokenizer);
+        }
+        Ok(())
+    }
+
+    fn run(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        on_event: &mut dyn FnMut(Event<'_>) -> Flow,
+    ) -> Result<Completion, GenerateError> {
+        let model = self.model;
+        if prompt.len() <= self.seen.len() || !prompt.starts_with(&self.seen) {
+            self.reset();
+        }
+        let mut sampler = Sampler::new(&options.sampler, prompt)?;
+        let mut text = TextOut::new(model, options)?;
+        let room = model.context_length().map_or(usize::MAX, |c| c - prompt.len());
+        let limit = options.max_tokens.min(room);
+
+        let start = Instant::now();
+        let fresh = prompt.len() - self.seen.len();
+        if self.prefill(prompt, options.prefill_chunk, on_event)? == Flow::Stop {
+            return self.completion(prompt, text, 0.0, 0.0, FinishReason::Cancelled);
+        }
+        let last = Array::from_slice(&prompt[prompt.len() - 1..], &[1])?;
+        let mut next = self.step(&last, &mut sampler)?;
+        async_eval(&[&next])?;
+        self.seen.push(prompt[prompt.len() - 1]);
+        let mut prompt_seconds = 0.0;
+        let mut first = Instant::now();
+        let mut reason = FinishReason::Length;
+        for n in 1..=limit {
+            // The next step is submitted before this one's token is read, except after the last.
+            let following = if n < limit { Some(self.step(&next, &mut sampler)?) } else { None };
+            if let Some(following) = &following {
+                async_eval(&[following])?;
+            }
+            let id = next.item::<u32>()?;
+            if id as usize >= model.vocab_size() {
+                return Err(GenerateError::NotANumber { position: prompt.len() + n - 1 });
+            }
+            if n == 1 {
+                prompt_seconds = start.elapsed().as_secs_f64();
+                first = Instant::now();
+                on_event(Event::Prefill { done: fresh, total: fresh });
+            }
+            let eos = !options.ignore_eos && model.eos_token_ids().contains(&id);
+            let stopped = text.push(id)? || eos;
+            if let Some(following) = following {
+                self.seen.push(id);
+                next = following;
+            }
+            if stopped || n == limit {
+                text.finish()?;
+            }
+            let flow = on_event(Event::Token { id, text: text.fresh() });
+            if stopped {
+                reason = FinishReason::Stop;
+                break;
+            }
+            if flow == Flow::Stop {
+                text.finish()?;
+                reason = FinishReason::Cancelled;
+                break;
+            }
+        }
+        let decoded = text.tokens.len().saturating_sub(1);
+        let decode_seconds = first.elapsed().as_secs_f64();
+        let rate = |n: usize, s: f64| if n > 0 && s > 0.0 { n as f64 / s } else { 0.0 };
+        let (prompt_tps, decode_tps) = (rate(fresh, prompt_seconds), rate(decoded, decode_seconds));
+        self.completion(prompt, text, prompt_tps, decode_tps, reason)
+    }
+
+    /// Processes all of the prompt but its last token, in chunks.
+    fn prefill(
+        &mut self,
+        prompt: &[u32],
+        chunk: usize,
+        on_event: &mut dyn FnMut(Event<'_>) -> Flow,
+    ) -> Result<Flow, GenerateError> {
+        let cached = self.seen.len();
+        let total = prompt.len() - cached;
+        let mut flow = on_event(Event::Prefill { done: 0, total });
+        for part in prompt[cached..prompt.len() - 1].chunks(chunk) {
+            if flow == Flow::Stop {
+                break;
+            }
+            self.model.run(part, &mut self.state)?;
+            eval(&self.state.arrays())?;
+            self.seen.extend_from_slice(part);
+            memory::clear_cache()?;
+            flow = on_event(Event::Prefill { done: self.seen.len() - cached, total });
+        }
+        Ok(flow)
+    }
+
+    /// One decode step: token `[1]` to the next token `[1]`, lazy.
+    fn step(&mut self, token: &Array, sampler: &mut Sampler) -> Result<Array, GenerateError> {
+        let tokens = token.reshape(&[1, 1])?;
+        let logits = self.model.executor().run(&tokens, &mut self.state)?;
+        let last = logits.reshape(&[1, -1])?;
+        Ok(sampler.sample(&last)?)
+    }
+
+    fn completion(
+        &self,
+        prompt: &[u32],
+        text: TextOut<'_>,
+        prompt_tps: f64,
+        decode_tps: f64,
+        finish_reason: FinishReason,
+    ) -> Result<Completion, GenerateError> {
+        Ok(Completion {
+            prompt_ids: prompt.to_vec(),
+            tokens: text.tokens,
+            text: text.text,
+            prompt_tps,
+            decode_tps,
+            peak_memory_bytes: memory::peak()?,
+            dtype: self.model.dtype_name().to_owned(),
+            device: self.model.device_name(),
+            finish_reason,
+        })
+    }
+}
+
+/// Tokens on their way to text: decoded, held back where a stop string may begin, collected.
+struct TextOut<'m> {
+    decoder: Option<StreamDecoder<'m>>,
+    matcher: StopMatcher,
+    tokens: Vec<u32>,
+    text: String,
+    /// Where the text that the last event has not shown begins.
+    shown: usize,
+}
+
+impl<'m> TextOut<'m> {
+    fn new(model: &'m Model, options: &GenerateOptions) -> Result<Self, GenerateError> {
+        Ok(Self {
+            decoder: model.tokenizer().map(|t| t.stream()),
+            matcher: StopMatcher::new(&options.stop)?,
+            tokens: Vec::new(),
+            text: String::new(),
+            shown: 0,
+        })
+    }
+
+    /// Takes a token; true when a stop string is complete.
+    fn push(&mut self, id: u32) -> Result<bool, GenerateError> {
+        self.tokens.push(id);
+        let Some(decoder) = &mut self.decoder else { return Ok(false) };
+        let step = self.matcher.push(&decoder.push(id)?);
+        self.text.push_str(&step.text);
+        Ok(step.matched.is_some())
+    }
+
+    /// Lets out what was held back, unless a stop string ended the text.
+    fn finish(&mut self) -> Result<(), GenerateError> {
+        let Some(decoder) = &mut self.decoder else { return Ok(()) };
+        let rest = decoder.finish()?;
+        if self.matcher.matched().is_none() {
+            let step = self.matcher.push(&rest);
+            self.text.push_str(&step.text);
+            if step.matched.is_none() {
+                self.text.push_str(&self.matcher.finish());
+            }
+        }
+        Ok(())
+    }
+
+    /// Text since the last call.
+    fn fresh(&mut self) -> &str {
+        let from = std::mem::replace(&mut self.shown, self.text.len());
+        &self.text[from..]
+    }
+}

@@ -1,0 +1,127 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+use zmlx_graph::weights::{Format, Weight};
+
+use crate::checkpoint::Checkpoint;
+use crate::config::ModelConfig;
+use crate::error::LoadError;
+use crate::families::{self, Built};
+use crate::tensors::Tensors;
+
+/// What a model is, from its configuration and the headers of its weights.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelInfo {
+    /// `model_type`.
+    pub family: String,
+    /// The layers.
+    pub layers: Vec<LayerInfo>,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Most positions.
+    pub context_length: Option<usize>,
+    /// Parameters in all.
+    pub parameters_total: u64,
+    /// Parameters that one token uses: all but the experts not chosen, and of a lookup table one row.
+    pub parameters_active: u64,
+    /// Bytes of the weight files.
+    pub file_bytes: u64,
+    /// Bytes of weights that one token reads, as they are stored.
+    pub bytes_per_token: u64,
+    /// How the weights are stored, one entry for each setting.
+    pub quantization: Vec<QuantizationInfo>,
+    /// Experts a layer, and how many of them a token uses.
+    pub experts: Option<(usize, usize)>,
+}
+
+/// One layer.
+#[derive(Debug, Clone, Serialize)]
+pub struct LayerInfo {
+    /// Its number.
+    pub index: usize,
+    /// What mixes positions: `conv` or `full_attention`.
+    pub mixer: String,
+    /// What follows: `dense` or `moe`.
+    pub feed_forward: String,
+}
+
+/// Weights stored in one way.
+#[derive(Debug, Clone, Serialize)]
+pub struct QuantizationInfo {
+    /// `affine`, `mxfp4`, `mxfp8`, `nvfp4`, or `none`.
+    pub mode: String,
+    /// Bits an element.
+    pub bits: u32,
+    /// Elements that share a scale; 0 when not quantised.
+    pub group_size: u32,
+    /// How many weights are stored so.
+    pub modules: usize,
+    /// Their bytes, scales included.
+    pub bytes: u64,
+}
+
+/// Looks into a model folder: reads configuration and headers, loads no weights.
+pub fn inspect(dir: &Path) -> Result<ModelInfo, LoadError> {
+    let config = ModelConfig::read(dir)?;
+    let checkpoint = Checkpoint::open(dir)?;
+    let built = families::build(&config, Tensors::new(&checkpoint)?)?;
+    Ok(describe(&built, &checkpoint))
+}
+
+pub(crate) fn describe(built: &Built, checkpoint: &Checkpoint) -> ModelInfo {
+    let outline = &built.outline;
+    let bytes_of = |w: &Weight| -> u64 {
+        let sources = w.tensors().into_iter().filter_map(|s| built.tensors.get(&s.name).cloned());
+        let names = sources.flat_map(|t| t.sources);
+        names.filter_map(|n| checkpoint.tensors.get(&n)).map(|t| t.bytes).sum()
+    };
+    // Which part of a weight one token uses, as a fraction.
+    let used = |w: &Weight| -> (u64, u64) {
+        match (w.experts, outline.experts) {
+            (Some(_), Some((total, active))) => (active as u64, total as u64),
+            _ if w.lookup => (1, w.shape.first().map_or(1, |&rows| rows.max(1) as u64)),
+            _ => (1, 1),
+        }
+    };
+    let part = |n: u64, (active, total): (u64, u64)| (u128::from(n) * u128::from(active) / u128::from(total)) as u64;
+    let weights = &built.graph.weights;
+    let mut settings: BTreeMap<(String, u32, u32), (usize, u64)> = BTreeMap::new();
+    for w in weights {
+        let key = match &w.format {
+            Format::Quantized(q) => (q.mode.clone(), q.bits as u32, q.group_size as u32),
+            Format::Dense => {
+                let first = w.tensors().into_iter().next().and_then(|s| built.tensors.get(&s.name).cloned());
+                let bits = first.map_or(0, |t| if t.dtype == "F32" { 32 } else { 16 });
+                ("none".to_owned(), bits, 0)
+            }
+        };
+        let entry = settings.entry(key).or_default();
+        *entry = (entry.0 + 1, entry.1 + bytes_of(w));
+    }
+    let quantization = settings
+        .into_iter()
+        .map(|((mode, bits, group_size), (modules, bytes))| QuantizationInfo {
+            mode,
+            bits,
+            group_size,
+            modules,
+            bytes,
+        })
+        .collect();
+    ModelInfo {
+        family: built.family.to_owned(),
+        layers: outline.layers.clone(),
+        hidden_size: outline.hidden_size as usize,
+        vocab_size: outline.vocab_size as usize,
+        context_length: outline.context_length.map(|c| c as usize),
+        parameters_total: weights.iter().map(Weight::parameters).sum(),
+        parameters_active: weights.iter().map(|w| part(w.parameters(), used(w))).sum(),
+        file_bytes: checkpoint.total_bytes(),
+        bytes_per_token: weights.iter().map(|w| part(bytes_of(w), used(w))).sum(),
+        quantization,
+        experts: outline.experts.map(|(t, a)| (t as usize, a as usize)),
+    }
+}

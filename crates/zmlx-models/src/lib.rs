@@ -1,0 +1,44 @@
+//! Models on stock MLX: reading Hugging Face style folders, building family graphs, generating text.
+//!
+//! ```no_run
+//! use zmlx_models::{GenerateOptions, LoadOptions, Model, Session, Flow};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let folder = zmlx_models::embedded_model_dir()?;
+//! let model = Model::load(&folder, &LoadOptions::default(), &mut |_| {})?;
+//! let prompt = model.tokenizer().ok_or("no tokenizer")?.encode("Once upon a time", true)?;
+//! let done = Session::new(&model).generate(&prompt, &GenerateOptions::default(), &mut |_| Flow::Continue)?;
+//! println!("{}", done.text);
+//! # Ok(()) }
+//! ```
+//!
+//! A new family is one file in `families/` and one line in its registry.
+
+#![forbid(unsafe_code)]
+
+pub mod chat_template;
+pub mod checkpoint;
+mod config;
+pub mod detokenizer;
+mod embedded;
+mod error;
+pub mod families;
+mod generate;
+pub mod hub;
+mod info;
+mod load;
+mod options;
+mod sampling;
+pub mod stop;
+mod tensors;
+pub mod tokenizer;
+
+pub use config::ModelConfig;
+pub use embedded::embedded_model_dir;
+pub use error::{GenerateError, LoadError};
+pub use generate::{Completion, Event, FinishReason, Flow, Session};
+pub use hub::HubProgress;
+pub use info::{LayerInfo, ModelInfo, QuantizationInfo, inspect};
+pub use load::{LoadProgress, Model};
+pub use options::{DeviceChoice, DtypeChoice, GenerateOptions, LoadOptions, SamplerOptions};
+pub use tokenizer::ChatMessage;

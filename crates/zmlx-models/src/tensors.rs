@@ -1,0 +1,232 @@
+//! Which tensor of a checkpoint serves which weight of a graph, found out from headers alone.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::Value;
+use zmlx_graph::Graph;
+use zmlx_graph::weights::{Format, Quantization, TensorSpec};
+use zmlx_mlx::{Array, ops};
+
+use crate::checkpoint::Checkpoint;
+use crate::config::ModelConfig;
+use crate::error::LoadError;
+
+/// How many names an error lists.
+const NAMED: usize = 5;
+
+/// A tensor under the name that the graph knows it by.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    /// Its names in the checkpoint: one, or one an expert that are stacked.
+    pub sources: Vec<String>,
+    /// Permutation of its axes on loading.
+    pub transpose: Option<Vec<i32>>,
+    /// Shape, after stacking and permuting.
+    pub shape: Vec<i32>,
+    /// Dtype as the header names it.
+    pub dtype: String,
+}
+
+/// The tensors of a checkpoint by the names that a graph uses.
+#[derive(Debug, Clone, Default)]
+pub struct Tensors {
+    by_name: BTreeMap<String, Tensor>,
+}
+
+impl Tensors {
+    /// The tensors as the checkpoint has them.
+    pub fn new(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
+        let mut by_name = BTreeMap::new();
+        for (name, info) in &checkpoint.tensors {
+            let shape = info.shape.iter().map(|&d| i32::try_from(d)).collect::<Result<Vec<_>, _>>();
+            let shape = shape.map_err(|_| LoadError::Dtype {
+                name: name.clone(),
+                expected: "dimensions below 2^31",
+                found: format!("of shape {:?}", info.shape),
+            })?;
+            let tensor =
+                Tensor { sources: vec![name.clone()], transpose: None, shape, dtype: info.dtype.clone() };
+            by_name.insert(name.clone(), tensor);
+        }
+        Ok(Self { by_name })
+    }
+
+    /// Renames tensors; names for which `new_name` gives `None` stay.
+    pub fn rename(&mut self, new_name: impl Fn(&str) -> Option<String>) {
+        let old = std::mem::take(&mut self.by_name);
+        self.by_name = old.into_iter().map(|(n, t)| (new_name(&n).unwrap_or(n), t)).collect();
+    }
+
+    /// Permutes the axes of a tensor if `when` holds for its shape.
+    pub fn transpose(&mut self, suffix: &str, axes: &[i32], when: impl Fn(&[i32]) -> bool) {
+        for (_, tensor) in self.by_name.iter_mut().filter(|(name, _)| name.ends_with(suffix)) {
+            if tensor.shape.len() == axes.len() && when(&tensor.shape) {
+                tensor.shape = axes.iter().map(|&a| tensor.shape[a as usize]).collect();
+                tensor.transpose = Some(axes.to_vec());
+            }
+        }
+    }
+
+    /// Makes one tensor `stacked` of those that `part` names for each expert, if the first of them is there.
+    pub fn stack(&mut self, stacked: &str, experts: i32, part: impl Fn(i32) -> String) -> Result<(), LoadError> {
+        if !self.by_name.contains_key(&part(0)) {
+            return Ok(());
+        }
+        let mut parts = Vec::new();
+        for expert in 0..experts {
+            let name = part(expert);
+            let tensor = self.by_name.remove(&name);
+            parts.push(tensor.ok_or(LoadError::MissingTensors { count: 1, names: name })?);
+        }
+        let first = parts[0].clone();
+        if let Some(odd) = parts.iter().find(|p| p.shape != first.shape || p.dtype != first.dtype) {
+            let (name, expected, found) = (odd.sources.join(", "), first.shape, odd.shape.clone());
+            return Err(LoadError::Shape { name, expected, found });
+        }
+        let mut shape = first.shape;
+        shape.insert(0, experts);
+        let sources = parts.into_iter().flat_map(|p| p.sources).collect();
+        let tensor = Tensor { sources, transpose: None, shape, dtype: first.dtype };
+        self.by_name.insert(stacked.to_owned(), tensor);
+        Ok(())
+    }
+
+    /// A tensor by its graph name.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.by_name.get(name)
+    }
+
+    /// Checks that the graph's weights are all there with the right shapes and dtypes, and that nothing is left over.
+    pub fn check(&self, graph: &Graph) -> Result<(), LoadError> {
+        let specs: Vec<TensorSpec> = graph.weights.iter().flat_map(|w| w.tensors()).collect();
+        let missing: Vec<&str> =
+            specs.iter().map(|s| s.name.as_str()).filter(|n| !self.by_name.contains_key(*n)).collect();
+        if !missing.is_empty() {
+            return Err(LoadError::MissingTensors { count: missing.len(), names: list(&missing) });
+        }
+        let wanted: HashMap<&str, &TensorSpec> = specs.iter().map(|s| (s.name.as_str(), s)).collect();
+        let extra: Vec<&str> =
+            self.by_name.keys().map(String::as_str).filter(|n| !wanted.contains_key(n)).collect();
+        if !extra.is_empty() {
+            return Err(LoadError::ExtraTensors { count: extra.len(), names: list(&extra) });
+        }
+        for spec in &specs {
+            let Some(tensor) = self.by_name.get(&spec.name) else { continue };
+            if tensor.shape != spec.shape {
+                return Err(LoadError::Shape {
+                    name: spec.name.clone(),
+                    expected: spec.shape.clone(),
+                    found: tensor.shape.clone(),
+                });
+            }
+            let float = matches!(tensor.dtype.as_str(), "F32" | "F16" | "BF16");
+            let integer = matches!(tensor.dtype.as_str(), "U32" | "U8");
+            if if spec.float { !float } else { !integer } {
+                let expected = if spec.float { "float32, float16 or bfloat16" } else { "packed uint32 or uint8" };
+                return Err(LoadError::Dtype { name: spec.name.clone(), expected, found: tensor.dtype.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// How the matrix at `path` with that many columns is stored, by the rules of mlx-lm: an override of `config.json`,
+    /// else inferred from the shapes of weight and scales, else not quantised.
+    pub fn format(&self, config: &ModelConfig, path: &str, columns: i32) -> Result<Format, LoadError> {
+        let Some(section) = quantization_section(config)? else { return Ok(Format::Dense) };
+        match section.get(path) {
+            Some(Value::Bool(false)) => return Ok(Format::Dense),
+            Some(value @ Value::Object(_)) => {
+                // An override without a mode is affine, whatever the top level says.
+                return quantization(path, value, columns).map(Format::Quantized);
+            }
+            Some(value) => return Err(quantization_error(path, format!("{value} is no quantization"))),
+            None => {}
+        }
+        let Some(scales) = self.get(&format!("{path}.scales")) else { return Ok(Format::Dense) };
+        let Some(weight) = self.get(&format!("{path}.weight")) else { return Ok(Format::Dense) };
+        let last = |t: &Tensor| t.shape.last().copied().unwrap_or(0);
+        let (groups, words) = (last(scales), last(weight));
+        if groups < 1 || columns % groups != 0 || (i64::from(words) * 32) % i64::from(columns.max(1)) != 0 {
+            return Err(quantization_error(
+                path,
+                format!("{groups} groups and {words} words a row do not fit {columns} columns"),
+            ));
+        }
+        let (group_size, bits) = (columns / groups, (i64::from(words) * 32 / i64::from(columns)) as i32);
+        let mode = match (scales.dtype.as_str(), bits, group_size) {
+            ("U8", 4, 16) => "nvfp4",
+            ("U8", 4, 32) => "mxfp4",
+            ("U8", 8, 32) => "mxfp8",
+            ("U8", ..) => {
+                let message = format!("{bits} bits with groups of {group_size} and 8-bit scales is no known mode");
+                return Err(quantization_error(path, message));
+            }
+            _ => "affine",
+        };
+        checked(path, Quantization { group_size, bits, mode: mode.to_owned() }, columns).map(Format::Quantized)
+    }
+}
+
+fn list(names: &[&str]) -> String {
+    let more = if names.len() > NAMED { ", ..." } else { "" };
+    names.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ") + more
+}
+
+fn quantization_error(path: &str, message: String) -> LoadError {
+    LoadError::Quantization { path: path.to_owned(), message }
+}
+
+/// The `quantization` section of `config.json`.
+fn quantization_section(config: &ModelConfig) -> Result<Option<&serde_json::Map<String, Value>>, LoadError> {
+    let section = config.get("quantization").or_else(|| config.get("quantization_config"));
+    let Some(section) = section else { return Ok(None) };
+    let object = section
+        .as_object()
+        .ok_or_else(|| quantization_error("config.json", "the section is not an object".to_owned()))?;
+    if let Some(method) = object.get("quant_method") {
+        let message = format!("quant_method {method} is not supported: convert the model with mlx-lm first");
+        return Err(quantization_error("config.json", message));
+    }
+    Ok(Some(object))
+}
+
+fn quantization(path: &str, value: &Value, columns: i32) -> Result<Quantization, LoadError> {
+    let number = |key: &str| {
+        let n = value.get(key).and_then(Value::as_i64).and_then(|n| i32::try_from(n).ok());
+        n.ok_or_else(|| quantization_error(path, format!("{key} is missing or no whole number")))
+    };
+    let mode = value.get("mode").and_then(Value::as_str).unwrap_or("affine").to_owned();
+    checked(path, Quantization { group_size: number("group_size")?, bits: number("bits")?, mode }, columns)
+}
+
+/// Checks against what MLX can do.
+fn checked(path: &str, q: Quantization, columns: i32) -> Result<Quantization, LoadError> {
+    let known = match q.mode.as_str() {
+        "affine" => {
+            matches!(q.group_size, 32 | 64 | 128) && matches!(q.bits, 1 | 2 | 3 | 4 | 5 | 6 | 8)
+        }
+        "mxfp4" => (q.group_size, q.bits) == (32, 4),
+        "mxfp8" => (q.group_size, q.bits) == (32, 8),
+        "nvfp4" => (q.group_size, q.bits) == (16, 4),
+        other => return Err(quantization_error(path, format!("mode {other:?} is unknown"))),
+    };
+    if !known || columns % q.group_size != 0 {
+        let Quantization { group_size, bits, mode } = q;
+        let message =
+            format!("{mode} with {bits} bits and groups of {group_size} is not possible for {columns} columns");
+        return Err(quantization_error(path, message));
+    }
+    Ok(q)
+}
+
+/// Puts a tensor together from the arrays of its sources.
+pub(crate) fn assemble(tensor: &Tensor, parts: &[Array]) -> zmlx_mlx::Result<Array> {
+    let whole = match parts {
+        [one] => one.clone(),
+        many => ops::stack(&many.iter().collect::<Vec<_>>(), 0)?,
+    };
+    match &tensor.transpose {
+        Some(axes) => whole.transpose(axes)?.contiguous(),
+        None => Ok(whole),
+    }
+}
