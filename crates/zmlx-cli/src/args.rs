@@ -184,7 +184,7 @@ pub(crate) struct DemoArgs {
     /// Most tokens to write, 1 or more [default: 256]
     #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true)]
     pub(crate) max_tokens: Option<String>,
-    /// Picks the story's subject and the sampler's seed (temperature is 0.7) [default: 7, so the same story each time]
+    /// Picks the story's subject and the sampler's seed (temperature 0.6, min-p 0.1, repetition penalty 1.15) [default: 12, so the same story each time]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub(crate) seed: Option<String>,
     /// Print the full statistics line instead of the short one
@@ -195,6 +195,10 @@ pub(crate) struct DemoArgs {
 /// Arguments of `zmlx doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
+    /// First download this variant of the MLX library into the cache: cpu, cuda12, cuda13 or metal [default: the
+    /// platform's ordinary one]
+    #[arg(long, value_name = "VARIANT", num_args = 0..=1, default_missing_value = "")]
+    pub(crate) fetch: Option<String>,
     /// Print one JSON record on stdout
     #[arg(long)]
     pub(crate) json: bool,

@@ -14,10 +14,13 @@ const MAX_TOKENS: usize = 256;
 const CHAT_MAX_TOKENS: usize = 512;
 /// Prompt tokens in one step when `--prefill-chunk` is not given.
 const PREFILL_CHUNK: usize = 2048;
-/// Temperature of the demo.
-const DEMO_TEMPERATURE: f32 = 0.7;
+/// How the demo samples: a model this small repeats itself without a penalty.
+const DEMO_TEMPERATURE: f32 = 0.6;
+const DEMO_MIN_P: f32 = 0.1;
+const DEMO_REPETITION_PENALTY: f32 = 1.15;
+const DEMO_REPETITION_CONTEXT: usize = 64;
 /// Seed of the demo when none is given, so that its story is the same each time.
-pub(crate) const DEMO_SEED: u64 = 7;
+pub(crate) const DEMO_SEED: u64 = 12;
 
 /// What the demo's story is about: `seed % len` picks one.
 const DEMO_SUBJECTS: [&str; 8] = [
@@ -156,6 +159,9 @@ impl TryFrom<DemoArgs> for DemoRequest {
         let mut options = generate_options(sampling, MAX_TOKENS)?;
         let seed = *options.sampler.seed.get_or_insert(DEMO_SEED);
         options.sampler.temperature = DEMO_TEMPERATURE;
+        options.sampler.min_p = DEMO_MIN_P;
+        options.sampler.repetition_penalty = DEMO_REPETITION_PENALTY;
+        options.sampler.repetition_context = DEMO_REPETITION_CONTEXT;
         let subject = DEMO_SUBJECTS[(seed % DEMO_SUBJECTS.len() as u64) as usize];
         Ok(Self { prompt: format!("Please tell a story about {subject}."), options, stats: args.stats })
     }

@@ -135,7 +135,7 @@ fn the_demo_is_fixed_without_arguments_and_the_seed_picks_the_subject() {
     };
     let fixed = demo(None);
     assert_eq!(fixed.options.sampler.seed, Some(DEMO_SEED));
-    assert_eq!(fixed.options.sampler.temperature, 0.7);
+    assert_eq!(fixed.options.sampler.temperature, 0.6);
     assert_eq!(fixed.prompt, demo(Some(&DEMO_SEED.to_string())).prompt);
     let mut prompts: Vec<String> = (0..8).map(|seed| demo(Some(&seed.to_string())).prompt).collect();
     prompts.sort();

@@ -59,8 +59,7 @@ impl Executor {
                 let value = values.get(input.node).and_then(|v| v.get(input.output)).and_then(Option::as_ref);
                 inputs.push(value.ok_or_else(|| GraphError::Malformed(format!("{input} has no value")))?);
             }
-            let outputs =
-                node.op.run(&mut context, &inputs).map_err(at(&node.path, node.op.name()))?;
+            let outputs = node.op.run(&mut context, &inputs).map_err(at(&node.path, node.op.name()))?;
             values.push(outputs.into_iter().map(Some).collect());
             // Handles are dropped as soon as possible, so that MLX can reuse the buffers.
             for value in last {

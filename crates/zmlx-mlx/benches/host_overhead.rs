@@ -9,7 +9,9 @@ fn main() -> Result<()> {
     const REPEATS: u64 = 20;
     const ROUNDS: usize = 15;
     let stream = Stream::default_of(default_device()?)?;
-    println!("chain of {LENGTH} dependent adds of 16 floats, {REPEATS} a round, median of {ROUNDS} interleaved rounds");
+    println!(
+        "chain of {LENGTH} dependent adds of 16 floats, {REPEATS} a round, median of {ROUNDS} interleaved rounds"
+    );
     println!("{:<22} {:>10} {:>10} {:>12} {:>7}", "", "C++ us/op", "Rust us/op", "difference", "ratio");
     for (name, pipelined) in [("evaluated one by one", false), ("pipelined", true)] {
         let (mut cpp, mut rust) = (Vec::new(), Vec::new());

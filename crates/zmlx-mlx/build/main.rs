@@ -77,7 +77,10 @@ fn compile(out: &Path, include: &Path, lib_dir: &Path, os: &str) -> Result<(), B
         link.arg(lib_dir.join("libmlx.dylib"));
     } else {
         // Found again at run time by its soname: libmlx is loaded before the bridge.
-        link.arg("-L").arg(lib_dir).arg("-lmlx").arg("-Wl,--no-undefined,--allow-shlib-undefined,--strip-all,-z,now");
+        link.arg("-L")
+            .arg(lib_dir)
+            .arg("-lmlx")
+            .arg("-Wl,--no-undefined,--allow-shlib-undefined,--strip-all,-z,now");
     }
     let status = link.status()?;
     if status.success() { Ok(()) } else { Err(format!("linking the bridge failed: {link:?}").into()) }

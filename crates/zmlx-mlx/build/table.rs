@@ -289,7 +289,8 @@ pub fn rust_api(ops: &[Function], raw: &[Function]) -> String {
             types.push("StreamArg");
         }
         types.extend(outputs.iter().map(|(_, t)| *t));
-        let _ = writeln!(r, "    pub(crate) {}: unsafe extern \"C\" fn({}) -> i32,", symbol(f), types.join(", "));
+        let _ =
+            writeln!(r, "    pub(crate) {}: unsafe extern \"C\" fn({}) -> i32,", symbol(f), types.join(", "));
     };
     for f in ops {
         field(f, op_outputs(f.ret), true);
@@ -326,12 +327,13 @@ pub fn rust_ops(ops: &[Function]) -> String {
     r.push_str("impl Array {\n");
     for f in ops.iter().filter(|f| f.section == "ops" && f.params.first().is_some_and(|p| p.ty == "Array")) {
         let kinds: Vec<_> = fields(f).skip(1).collect();
-        let params: Vec<String> = kinds.iter().map(|(p, kind)| format!("{}: {}", p.name, kind.rust)).collect();
+        let params: Vec<String> =
+            kinds.iter().map(|(p, kind)| format!("{}: {}", p.name, kind.rust)).collect();
         let names: Vec<&str> = kinds.iter().map(|(p, _)| p.name.as_str()).collect();
         let _ = writeln!(r, "    /// {} See [`ops::{}`].", f.docs[0].trim(), f.name);
         let _ = writeln!(
             r,
-            "    #[inline]\n    pub fn {}(&self{}{}) -> Result<{}> {{ ops::{}(self{}{}) }}",
+            "    #[inline]\n    #[allow(clippy::too_many_arguments)]\n    pub fn {}(&self{}{}) -> Result<{}> {{ ops::{}(self{}{}) }}",
             f.name,
             if params.is_empty() { "" } else { ", " },
             params.join(", "),
@@ -369,12 +371,12 @@ fn rust_function(r: &mut String, f: &Function) {
     }
     pass.push("stream::current(api)?".to_owned());
     let (outs, finish) = match f.ret {
-        Ret::One => ("let mut out = ptr::null_mut();", "unsafe { Array::from_raw(out) }"),
+        Ret::One => ("let mut out = ptr::null_mut();", "Ok(unsafe { Array::from_raw(out) })"),
         Ret::Two => (
             "let mut out = ptr::null_mut(); let mut out1 = ptr::null_mut();",
-            "unsafe { (Array::from_raw(out), Array::from_raw(out1)) }",
+            "Ok(unsafe { (Array::from_raw(out), Array::from_raw(out1)) })",
         ),
-        Ret::Many => ("let mut out = ptr::null_mut();", "unsafe { List::from_raw(out) }.into_arrays()?"),
+        Ret::Many => ("let mut out = ptr::null_mut();", "unsafe { List::from_raw(out) }.into_arrays()"),
     };
     pass.push("&mut out".to_owned());
     if f.ret == Ret::Two {
@@ -389,7 +391,7 @@ fn rust_function(r: &mut String, f: &Function) {
          // SAFETY: every pointer comes from a live borrow, and the out pointers are valid for writes.\n        \
          let status = unsafe {{ (api.{symbol})({pass}) }};\n        if status != 0 {{\n            \
          return Err(op_error(api, status, \"{name}\", |{operands}| {{ {arrays} }}));\n        }}\n        \
-         // SAFETY: on success the bridge wrote owned handles.\n        Ok({finish})\n    }}\n",
+         // SAFETY: on success the bridge wrote owned handles.\n        {finish}\n    }}\n",
         name = f.name,
         params = params.join(", "),
         ret = rust_ret(f.ret),

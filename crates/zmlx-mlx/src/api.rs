@@ -79,8 +79,7 @@ fn load() -> Result<Loaded> {
     let located = runtime::find_library()?;
     let open = |path: &Path| {
         // SAFETY: loading runs the initialisers of libmlx or of our own bridge, which have no preconditions.
-        unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
-            .map_err(|e| load_error(path, &e))
+        unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| load_error(path, &e))
     };
     let mlx = open(&located.library)?;
     check_version(&mlx, &located.library)?;

@@ -79,7 +79,15 @@ impl Array {
         // SAFETY: the vector holds as many elements as the shape says and lives until `free` is called.
         let status = unsafe {
             let free = free::<T> as *const c_void;
-            (api.array_from_owned)(pointer, shape.as_ptr(), shape.len(), T::DTYPE.code(), context, free, &mut out)
+            (api.array_from_owned)(
+                pointer,
+                shape.as_ptr(),
+                shape.len(),
+                T::DTYPE.code(),
+                context,
+                free,
+                &mut out,
+            )
         };
         check(api, status, "Array::from_vec")?;
         // SAFETY: on success the bridge wrote an owned handle.

@@ -70,23 +70,25 @@ pub(crate) type Body<'a> = dyn Fn(&[Vec<Array>]) -> Result<Vec<Array>> + 'a;
 
 /// A closure borrowed for one call.
 pub(crate) struct Borrowed<'a> {
-    body: Box<&'a Body<'a>>,
+    body: &'a Body<'a>,
 }
 
 impl<'a> Borrowed<'a> {
     pub(crate) fn new(body: &'a Body<'a>) -> Self {
-        Self { body: Box::new(body) }
+        Self { body }
     }
 
+    /// For a call during which `self` stays where it is.
     pub(crate) fn raw(&self) -> Callback {
-        let data = &raw const *self.body as *mut c_void;
+        let data = &raw const self.body as *mut c_void;
         Callback { data, call: call::<&'a Body<'a>>, drop: None }
     }
 }
 
+type Owned = Box<dyn Fn(&[Vec<Array>]) -> Result<Vec<Array>> + Send>;
+
 /// A closure that the bridge owns and frees.
-pub(crate) fn owned(body: Box<dyn Fn(&[Vec<Array>]) -> Result<Vec<Array>> + Send>) -> Callback {
-    type Owned = Box<dyn Fn(&[Vec<Array>]) -> Result<Vec<Array>> + Send>;
+pub(crate) fn owned(body: Owned) -> Callback {
     unsafe extern "C" fn free(data: *mut c_void) {
         // SAFETY: `data` came from `Box::into_raw` below, and the bridge frees it once.
         let owned = unsafe { Box::from_raw(data as *mut Owned) };
@@ -99,7 +101,12 @@ pub(crate) fn owned(body: Box<dyn Fn(&[Vec<Array>]) -> Result<Vec<Array>> + Send
     Callback { data: Box::into_raw(Box::new(body)) as *mut c_void, call: call::<Owned>, drop: Some(free) }
 }
 
-unsafe extern "C" fn call<F>(data: *mut c_void, lists: *const *const RawList, count: usize, out: *mut RawList) -> i32
+unsafe extern "C" fn call<F>(
+    data: *mut c_void,
+    lists: *const *const RawList,
+    count: usize,
+    out: *mut RawList,
+) -> i32
 where
     F: std::ops::Deref,
     F::Target: Fn(&[Vec<Array>]) -> Result<Vec<Array>>,

@@ -56,7 +56,14 @@ pub(crate) struct CpuVtable {
     in_place: *const i32,
     in_place_n: usize,
     eval: unsafe extern "C" fn(*mut c_void, *const CpuView, usize, *const CpuView, usize) -> i32,
-    vjp: unsafe extern "C" fn(*mut c_void, *const *const RawList, usize, *const i32, usize, *mut RawList) -> i32,
+    vjp: unsafe extern "C" fn(
+        *mut c_void,
+        *const *const RawList,
+        usize,
+        *const i32,
+        usize,
+        *mut RawList,
+    ) -> i32,
     shapes: unsafe extern "C" fn(*mut c_void, *const RawList, *mut c_void, ShapeSink) -> i32,
 }
 
@@ -302,7 +309,12 @@ unsafe extern "C" fn vjp(
     finish(result)
 }
 
-unsafe extern "C" fn shapes(data: *mut c_void, inputs: *const RawList, sink: *mut c_void, push: ShapeSink) -> i32 {
+unsafe extern "C" fn shapes(
+    data: *mut c_void,
+    inputs: *const RawList,
+    sink: *mut c_void,
+    push: ShapeSink,
+) -> i32 {
     let result = callback::no_panic(|| {
         // SAFETY: the bridge passes the live kernel.
         let kernel = unsafe { kernel(data) };

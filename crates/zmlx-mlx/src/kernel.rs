@@ -45,7 +45,7 @@ struct TemplateSlot {
 
 #[repr(C)]
 pub(crate) struct KernelCall {
-    inputs: *const &'static Array,
+    inputs: *const *const Array,
     inputs_n: usize,
     shapes: *const i32,
     ranks: *const i32,
@@ -195,7 +195,9 @@ impl Kernel {
         }
         if launch.grid.iter().chain(&launch.threadgroup).any(|&n| n < 1) {
             let (grid, group) = (launch.grid, launch.threadgroup);
-            return Err(Error::Argument(format!("grid {grid:?} and threadgroup {group:?} must be at least 1")));
+            return Err(Error::Argument(format!(
+                "grid {grid:?} and threadgroup {group:?} must be at least 1"
+            )));
         }
         let shapes: Vec<i32> = launch.outputs.iter().flat_map(|o| o.shape.iter().copied()).collect();
         let ranks: Vec<i32> = launch.outputs.iter().map(|o| o.shape.len() as i32).collect();
@@ -213,7 +215,7 @@ impl Kernel {
             })
             .collect();
         let call = KernelCall {
-            inputs: inputs.as_ptr() as *const &'static Array,
+            inputs: inputs.as_ptr().cast(),
             inputs_n: inputs.len(),
             shapes: shapes.as_ptr(),
             ranks: ranks.as_ptr(),

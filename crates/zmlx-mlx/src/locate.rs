@@ -85,7 +85,10 @@ impl fmt::Display for LocateError {
                 "pip found no {package} for this platform ({detail}): check the platform and Python version, or set {DIR_VARIABLE} to an unpacked mlx wheel"
             ),
             Self::Unpack { package, detail } => {
-                write!(f, "the wheel of {package} could not be unpacked ({detail}): remove it from the cache and try again")
+                write!(
+                    f,
+                    "the wheel of {package} could not be unpacked ({detail}): remove it from the cache and try again"
+                )
             }
             Self::Cache { dir, detail } => write!(
                 f,
@@ -168,7 +171,12 @@ pub fn header_version(include: &Path) -> Option<String> {
         let line = text.lines().find(|l| l.contains(&format!("#define {name} ")))?;
         line.split_whitespace().nth(2).map(str::to_owned)
     };
-    Some(format!("{}.{}.{}", part("MLX_VERSION_MAJOR")?, part("MLX_VERSION_MINOR")?, part("MLX_VERSION_PATCH")?))
+    Some(format!(
+        "{}.{}.{}",
+        part("MLX_VERSION_MAJOR")?,
+        part("MLX_VERSION_MINOR")?,
+        part("MLX_VERSION_PATCH")?
+    ))
 }
 
 /// Finds a libmlx with headers for the build: `ZMLX_MLX_DIR`, then an importable Python package, then the cache,
@@ -205,7 +213,10 @@ fn check_headers(library: &Path, include: &Path) -> Result<(), LocateError> {
     match header_version(include) {
         Some(v) if v == MLX_VERSION => Ok(()),
         Some(found) => Err(LocateError::WrongVersion { path: library.to_path_buf(), found }),
-        None => Err(LocateError::WrongVersion { path: library.to_path_buf(), found: "of unknown version".to_owned() }),
+        None => Err(LocateError::WrongVersion {
+            path: library.to_path_buf(),
+            found: "of unknown version".to_owned(),
+        }),
     }
 }
 
@@ -213,9 +224,11 @@ fn check_headers(library: &Path, include: &Path) -> Result<(), LocateError> {
 fn python_packages() -> Vec<PathBuf> {
     let script = "import importlib.util as u\ns = u.find_spec('mlx')\nprint('\\n'.join(s.submodule_search_locations or []) if s else '')";
     match Command::new("python3").args(["-c", script]).output() {
-        Ok(out) if out.status.success() => {
-            String::from_utf8_lossy(&out.stdout).lines().filter(|l| !l.is_empty()).map(PathBuf::from).collect()
-        }
+        Ok(out) if out.status.success() => String::from_utf8_lossy(&out.stdout)
+            .lines()
+            .filter(|l| !l.is_empty())
+            .map(PathBuf::from)
+            .collect(),
         _ => Vec::new(),
     }
 }
@@ -266,10 +279,11 @@ fn fetch_into(staging: &Path, os: &str, arch: &str, package: &str) -> Result<(),
     }
     let requirement = format!("{package}=={MLX_VERSION}");
     let wheel_dir = staging.join("wheel");
-    let mut args: Vec<&OsStr> = ["-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "-q", "-d"]
-        .into_iter()
-        .map(OsStr::new)
-        .collect();
+    let mut args: Vec<&OsStr> =
+        ["-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "-q", "-d"]
+            .into_iter()
+            .map(OsStr::new)
+            .collect();
     args.push(wheel_dir.as_os_str());
     // pip picks by the platform it runs on, unless the build is for another one.
     let platform = match (os, arch) {
@@ -286,7 +300,14 @@ fn fetch_into(staging: &Path, os: &str, arch: &str, package: &str) -> Result<(),
     let out = python(&args).map_err(|e| LocateError::NoPython { detail: e.to_string() })?;
     if !out.status.success() {
         let text = String::from_utf8_lossy(&out.stderr);
-        let unreachable = ["NewConnectionError", "Temporary failure", "Max retries", "Connection", "timed out", "ProxyError"];
+        let unreachable = [
+            "NewConnectionError",
+            "Temporary failure",
+            "Max retries",
+            "Connection",
+            "timed out",
+            "ProxyError",
+        ];
         let offline = unreachable.iter().any(|w| text.contains(w));
         return Err(LocateError::Download { package: requirement, detail: last_line(&out.stderr), offline });
     }

@@ -53,13 +53,17 @@ impl Backend {
         match self {
             Self::Cpu => "this libmlx was built without a CPU backend".to_owned(),
             Self::Cuda if !cfg!(target_os = "linux") => "CUDA is for Linux".to_owned(),
-            Self::Cuda if has("cuda") => "the CUDA libmlx is loaded, but it finds no NVIDIA GPU or driver".to_owned(),
+            Self::Cuda if has("cuda") => {
+                "the CUDA libmlx is loaded, but it finds no NVIDIA GPU or driver".to_owned()
+            }
             Self::Cuda => format!(
                 "the loaded libmlx has no CUDA: `zmlx doctor --fetch cuda13`, then run with {}=cuda13 (or {} at an unpacked mlx-cuda-13 wheel)",
                 locate::VARIANT_VARIABLE,
                 locate::DIR_VARIABLE
             ),
-            Self::Metal if cfg!(target_os = "macos") => "Metal needs Apple silicon and the mlx-metal library".to_owned(),
+            Self::Metal if cfg!(target_os = "macos") => {
+                "Metal needs Apple silicon and the mlx-metal library".to_owned()
+            }
             Self::Metal => "Metal is for macOS on Apple silicon".to_owned(),
         }
     }
@@ -135,8 +139,19 @@ fn backend_state(backend: Backend) -> Result<(bool, String, u64)> {
     unsafe {
         let status = (api.backend)(backend as i32, &mut available, &mut name, &mut name_n, &mut memory);
         check(api, status, "backend")?;
+        // MLX does not say how much memory the CPU has.
+        if backend == Backend::Cpu && available && memory == 0 {
+            memory = system_memory();
+        }
         Ok((available, text(name, name_n), memory))
     }
+}
+
+/// Main memory in bytes; 0 when the system does not say.
+fn system_memory() -> u64 {
+    // SAFETY: plain queries without pointers.
+    let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    u64::try_from(pages).unwrap_or(0) * u64::try_from(size).unwrap_or(0)
 }
 
 /// Where the loaded library is; loads it if need be.
@@ -152,7 +167,8 @@ pub fn fetch(variant: Option<&str>) -> Result<PathBuf> {
 }
 
 pub(crate) fn find_library() -> Result<Located> {
-    let located = |library: PathBuf, found_by: &str| Located { library, include: None, found_by: found_by.to_owned() };
+    let located =
+        |library: PathBuf, found_by: &str| Located { library, include: None, found_by: found_by.to_owned() };
     let variable = |name: &str| env::var_os(name).filter(|v| !v.is_empty());
     if let Some(dir) = variable(locate::DIR_VARIABLE).map(PathBuf::from) {
         return match locate::in_dir(&dir) {
@@ -178,7 +194,10 @@ pub(crate) fn find_library() -> Result<Located> {
         let dir = cached()?;
         return match locate::in_dir(&dir) {
             Some((library, _)) => Ok(located(library, locate::VARIANT_VARIABLE)),
-            None => Err(Error::LibraryNotFound { version: locate::MLX_VERSION, searched: dir.display().to_string() }),
+            None => Err(Error::LibraryNotFound {
+                version: locate::MLX_VERSION,
+                searched: dir.display().to_string(),
+            }),
         };
     }
     if let Some(folder) = env::current_exe().ok().as_deref().and_then(Path::parent) {

@@ -97,7 +97,10 @@ pub fn value_and_grad(
 }
 
 /// A function that gives the gradients of the scalar `f` with respect to the inputs numbered `argnums`.
-pub fn grad(f: impl Fn(&[Array]) -> Result<Array>, argnums: &[i32]) -> impl Fn(&[&Array]) -> Result<Vec<Array>> {
+pub fn grad(
+    f: impl Fn(&[Array]) -> Result<Array>,
+    argnums: &[i32],
+) -> impl Fn(&[&Array]) -> Result<Vec<Array>> {
     let both = value_and_grad(move |inputs| Ok(vec![f(inputs)?]), argnums);
     move |inputs| both(inputs).map(|(_, gradients)| gradients)
 }
@@ -118,7 +121,16 @@ pub fn vmap(
         let (i, n, o) = (inputs, &in_axes, &out_axes);
         // SAFETY: the callback and the handles outlive the call.
         let status = unsafe {
-            (api.vmap)(&borrowed.raw(), i.as_ptr(), i.len(), n.as_ptr(), n.len(), o.as_ptr(), o.len(), &mut out)
+            (api.vmap)(
+                &borrowed.raw(),
+                i.as_ptr(),
+                i.len(),
+                n.as_ptr(),
+                n.len(),
+                o.as_ptr(),
+                o.len(),
+                &mut out,
+            )
         };
         check(api, status, "vmap")?;
         // SAFETY: on success the bridge wrote an owned list.

@@ -132,14 +132,27 @@ fn quantised_products_match_dequantised_ones() -> Result<()> {
     let w = random::normal(&[64, 128], Dtype::Float32, None, None, &key)?;
     let x = random::normal(&[3, 128], Dtype::Float32, None, None, &random::key(8)?)?;
     let experts = w.reshape(&[4, 16, 128])?;
-    for (mode, bits, group) in
-        [("affine", 4, 64), ("affine", 8, 32), ("affine", 3, 64), ("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]
-    {
+    for (mode, bits, group) in [
+        ("affine", 4, 64),
+        ("affine", 8, 32),
+        ("affine", 3, 64),
+        ("mxfp4", 4, 32),
+        ("mxfp8", 8, 32),
+        ("nvfp4", 4, 16),
+    ] {
         let parts = ops::quantize(&w, Some(group), Some(bits), mode, None)?;
         let biases = parts.get(2);
         assert_eq!(biases.is_some(), mode == "affine");
-        let dense =
-            ops::dequantize(&parts[0], &parts[1], biases, Some(group), Some(bits), mode, None, Some(Dtype::Float32))?;
+        let dense = ops::dequantize(
+            &parts[0],
+            &parts[1],
+            biases,
+            Some(group),
+            Some(bits),
+            mode,
+            None,
+            Some(Dtype::Float32),
+        )?;
         let product =
             ops::quantized_matmul(&x, &parts[0], &parts[1], biases, true, Some(group), Some(bits), mode)?;
         let reference = x.matmul(&dense.transpose(&[1, 0])?)?;
@@ -166,7 +179,10 @@ fn quantised_products_match_dequantised_ones() -> Result<()> {
             let row = row as i32;
             let want = all.slice_axis(0, row, row + 1)?.slice_axis(1, expert, expert + 1)?.flatten(0, -1)?;
             let got = gathered.slice_axis(0, row, row + 1)?.flatten(0, -1)?;
-            assert!(ops::allclose(&got, &want, 1e-4, 1e-3, false)?.item::<bool>()?, "{mode} {bits} expert {expert}");
+            assert!(
+                ops::allclose(&got, &want, 1e-4, 1e-3, false)?.item::<bool>()?,
+                "{mode} {bits} expert {expert}"
+            );
         }
     }
     Ok(())
@@ -204,7 +220,11 @@ fn fused_ops_match_their_formulas() -> Result<()> {
 fn gated_delta_rule_matches_the_recurrence() -> Result<()> {
     // One head, dk = dv = 32 (the sizes MLX's kernel wants are multiples of 32).
     let random = |seed, shape: &[i32]| random::normal(shape, Dtype::Float32, None, None, &random::key(seed)?);
-    let (q, k, v) = (random(1, &[1, 3, 1, 32])?, random(2, &[1, 3, 1, 32])?.multiply_scalar(0.1)?, random(3, &[1, 3, 1, 32])?);
+    let (q, k, v) = (
+        random(1, &[1, 3, 1, 32])?,
+        random(2, &[1, 3, 1, 32])?.multiply_scalar(0.1)?,
+        random(3, &[1, 3, 1, 32])?,
+    );
     let g = random(4, &[1, 3, 1])?.sigmoid()?;
     let beta = random(5, &[1, 3, 1])?.sigmoid()?;
     let out = match fast::gated_delta_update(&q, &k, &v, &g, &beta, None, None) {
@@ -249,8 +269,14 @@ fn sorting_and_indexing() -> Result<()> {
 #[test]
 fn random_numbers_follow_their_key() -> Result<()> {
     let draw = |seed| {
-        random::uniform(&Array::scalar(0.0f32)?, &Array::scalar(1.0f32)?, &[100], Dtype::Float32, &random::key(seed)?)?
-            .to_vec::<f32>()
+        random::uniform(
+            &Array::scalar(0.0f32)?,
+            &Array::scalar(1.0f32)?,
+            &[100],
+            Dtype::Float32,
+            &random::key(seed)?,
+        )?
+        .to_vec::<f32>()
     };
     assert_eq!(draw(1)?, draw(1)?);
     assert_ne!(draw(1)?, draw(2)?);
@@ -264,8 +290,11 @@ fn random_numbers_follow_their_key() -> Result<()> {
 fn safetensors_files() -> Result<()> {
     let folder = tempfile::tempdir().map_err(Error::custom)?;
     let path = folder.path().join("a.safetensors");
-    let arrays: BTreeMap<String, Array> =
-        [("w".to_owned(), iota(6)?.reshape(&[2, 3])?), ("b".to_owned(), Array::from_slice(&[bf16::ONE], &[1])?)].into();
+    let arrays: BTreeMap<String, Array> = [
+        ("w".to_owned(), iota(6)?.reshape(&[2, 3])?),
+        ("b".to_owned(), Array::from_slice(&[bf16::ONE], &[1])?),
+    ]
+    .into();
     let metadata: BTreeMap<String, String> = [("format".to_owned(), "mlx".to_owned())].into();
     io::save_safetensors(&path, &arrays, &metadata)?;
     let names: Vec<_> = std::fs::read_dir(folder.path()).map_err(Error::custom)?.collect();

@@ -49,9 +49,16 @@ fn values_gradients_compile_and_views() -> Result<()> {
     assert_eq!(g[0].to_vec::<f32>()?, [3.0, 12.0, 27.0]);
 
     for shapeless in [false, true] {
-        let f = transforms::compile(|v| Ok(vec![cube(&v[0].add_scalar(1.0)?)?.multiply_scalar(2.0)?]), shapeless)?;
+        let f = transforms::compile(
+            |v| Ok(vec![cube(&v[0].add_scalar(1.0)?)?.multiply_scalar(2.0)?]),
+            shapeless,
+        )?;
         assert_eq!(f.call(&[&x])?[0].to_vec::<f32>()?, [16.0, 54.0, 128.0]);
-        assert_eq!(f.call(&[&vector(&[0.0])?])?[0].to_vec::<f32>()?, [2.0], "another shape, shapeless={shapeless}");
+        assert_eq!(
+            f.call(&[&vector(&[0.0])?])?[0].to_vec::<f32>()?,
+            [2.0],
+            "another shape, shapeless={shapeless}"
+        );
         let g = transforms::grad(|v| f.call(&[&v[0]])?[0].sum_all(), &[0])(&[&vector(&[1.0])?])?;
         assert_eq!(g[0].to_vec::<f32>()?, [24.0]);
     }
@@ -75,7 +82,8 @@ fn errors_and_panics_are_errors() -> Result<()> {
         let first = kernel.apply(&[&x]).and_then(|mut y| y.remove(0).eval());
         first.unwrap_err().to_string()
     };
-    let text = fails(CpuPrimitive::new(from_fn("sad", same, |_, _| Err(Error::Custom("told you".to_owned())))));
+    let text =
+        fails(CpuPrimitive::new(from_fn("sad", same, |_, _| Err(Error::Custom("told you".to_owned())))));
     assert!(text.contains("[sad] told you"), "{text}");
     let text = fails(CpuPrimitive::new(from_fn("rude", same, |_, _| panic!("boom"))));
     assert!(text.contains("[rude]") && text.contains("boom"), "{text}");

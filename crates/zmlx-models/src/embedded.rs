@@ -32,7 +32,9 @@ pub fn embedded_model_dir() -> Result<PathBuf, LoadError> {
 }
 
 fn is_complete(dir: &Path) -> bool {
-    FILES.iter().all(|(name, bytes)| fs::metadata(dir.join(name)).is_ok_and(|m| m.len() == bytes.len() as u64))
+    FILES
+        .iter()
+        .all(|(name, bytes)| fs::metadata(dir.join(name)).is_ok_and(|m| m.len() == bytes.len() as u64))
 }
 
 /// Writes the files to a temporary folder and renames it, so that nobody ever sees half a model.

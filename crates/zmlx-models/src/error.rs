@@ -50,7 +50,9 @@ pub enum LoadError {
         message: String,
     },
     /// A tensor has another shape than the configuration asks for.
-    #[error("tensor {name}: expected shape {expected:?}, found {found:?}: config.json and the weights do not belong together")]
+    #[error(
+        "tensor {name}: expected shape {expected:?}, found {found:?}: config.json and the weights do not belong together"
+    )]
     Shape {
         /// The tensor.
         name: String,
@@ -144,7 +146,9 @@ pub enum GenerateError {
     #[error("stop strings need a tokenizer, and the model's folder has none")]
     StopWithoutTokenizer,
     /// The logits hold NaN: the weights or the dtype are wrong.
-    #[error("the model's output is not a number at position {position}: the weights are damaged, or the dtype overflows (try --dtype f32)")]
+    #[error(
+        "the model's output is not a number at position {position}: the weights are damaged, or the dtype overflows (try --dtype f32)"
+    )]
     NotANumber {
         /// Position of the token.
         position: usize,

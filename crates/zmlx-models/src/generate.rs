@@ -9,7 +9,7 @@ use crate::detokenizer::StreamDecoder;
 use crate::error::GenerateError;
 use crate::load::Model;
 use crate::options::GenerateOptions;
-use crate::sampling::Sampler;
+use crate::sampling::{Sampled, Sampler};
 use crate::stop::StopMatcher;
 
 /// What happens while text is generated.
@@ -155,19 +155,19 @@ impl<'m> Session<'m> {
         }
         let last = Array::from_slice(&prompt[prompt.len() - 1..], &[1])?;
         let mut next = self.step(&last, &mut sampler)?;
-        async_eval(&[&next])?;
+        submit(&next)?;
         self.seen.push(prompt[prompt.len() - 1]);
         let mut prompt_seconds = 0.0;
         let mut first = Instant::now();
         let mut reason = FinishReason::Length;
         for n in 1..=limit {
             // The next step is submitted before this one's token is read, except after the last.
-            let following = if n < limit { Some(self.step(&next, &mut sampler)?) } else { None };
+            let following = if n < limit { Some(self.step(&next.token, &mut sampler)?) } else { None };
             if let Some(following) = &following {
-                async_eval(&[following])?;
+                submit(following)?;
             }
-            let id = next.item::<u32>()?;
-            if id as usize >= model.vocab_size() {
+            let id = next.token.item::<u32>()?;
+            if next.not_a_number.item::<bool>()? {
                 return Err(GenerateError::NotANumber { position: prompt.len() + n - 1 });
             }
             if n == 1 {
@@ -225,8 +225,8 @@ impl<'m> Session<'m> {
         Ok(flow)
     }
 
-    /// One decode step: token `[1]` to the next token `[1]`, lazy.
-    fn step(&mut self, token: &Array, sampler: &mut Sampler) -> Result<Array, GenerateError> {
+    /// One decode step: token `[1]` to the next one, lazy.
+    fn step(&mut self, token: &Array, sampler: &mut Sampler) -> Result<Sampled, GenerateError> {
         let tokens = token.reshape(&[1, 1])?;
         let logits = self.model.executor().run(&tokens, &mut self.state)?;
         let last = logits.reshape(&[1, -1])?;
@@ -253,6 +253,10 @@ impl<'m> Session<'m> {
             finish_reason,
         })
     }
+}
+
+fn submit(sampled: &Sampled) -> Result<(), GenerateError> {
+    Ok(async_eval(&[&sampled.token, &sampled.not_a_number])?)
 }
 
 /// Tokens on their way to text: decoded, held back where a stop string may begin, collected.

@@ -27,7 +27,7 @@ pub struct ModelInfo {
     pub parameters_total: u64,
     /// Parameters that one token uses: all but the experts not chosen, and of a lookup table one row.
     pub parameters_active: u64,
-    /// Bytes of the weight files.
+    /// Bytes of all tensors in the weight files.
     pub file_bytes: u64,
     /// Bytes of weights that one token reads, as they are stored.
     pub bytes_per_token: u64,
@@ -86,7 +86,8 @@ pub(crate) fn describe(built: &Built, checkpoint: &Checkpoint) -> ModelInfo {
             _ => (1, 1),
         }
     };
-    let part = |n: u64, (active, total): (u64, u64)| (u128::from(n) * u128::from(active) / u128::from(total)) as u64;
+    let part =
+        |n: u64, (active, total): (u64, u64)| (u128::from(n) * u128::from(active) / u128::from(total)) as u64;
     let weights = &built.graph.weights;
     let mut settings: BTreeMap<(String, u32, u32), (usize, u64)> = BTreeMap::new();
     for w in weights {

@@ -210,7 +210,11 @@ fn flush(batch: &mut Vec<Array>, bytes: &mut usize) -> Result<u64, LoadError> {
     Ok(std::mem::take(bytes) as u64)
 }
 
-fn read_tensor(built: &Built, spec: &TensorSpec, files: &mut HashMap<String, Array>) -> Result<Array, LoadError> {
+fn read_tensor(
+    built: &Built,
+    spec: &TensorSpec,
+    files: &mut HashMap<String, Array>,
+) -> Result<Array, LoadError> {
     let missing = |name: &str| LoadError::MissingTensors { count: 1, names: name.to_owned() };
     let tensor = built.tensors.get(&spec.name).ok_or_else(|| missing(&spec.name))?;
     let parts: Result<Vec<Array>, LoadError> =

@@ -6,6 +6,14 @@ use zmlx_mlx::{Array, Dtype, Result, ops, random};
 
 use crate::options::SamplerOptions;
 
+/// A chosen token, not computed yet.
+pub(crate) struct Sampled {
+    /// Its id, `[1]` uint32.
+    pub(crate) token: Array,
+    /// One bool: the logits hold NaN or plus infinity, so the choice means nothing.
+    pub(crate) not_a_number: Array,
+}
+
 /// Chooses tokens. Follows mlx-lm's samplers op for op, so that the same seed draws the same tokens.
 pub(crate) struct Sampler {
     options: SamplerOptions,
@@ -40,16 +48,19 @@ impl Sampler {
         Ok(Self { options: options.clone(), key, recent, bias })
     }
 
-    /// The next token, `[1]` uint32, from logits `[1, vocabulary]`.
-    pub(crate) fn sample(&mut self, logits: &Array) -> Result<Array> {
+    /// The next token from logits `[1, vocabulary]`.
+    pub(crate) fn sample(&mut self, logits: &Array) -> Result<Sampled> {
         let logits = self.process(logits)?;
-        let logprobs = logits.subtract(&logits.logsumexp(&[0, 1], true)?)?;
+        let normaliser = logits.logsumexp(&[0, 1], true)?;
+        let not_a_number = normaliser.isfinite()?.logical_not()?;
+        let logprobs = logits.subtract(&normaliser)?;
         let token = match self.key.take() {
             None => logprobs.argmax(-1, false)?,
             Some(key) => {
                 let (next, draw) = random::split(&key)?;
                 self.key = Some(next);
-                let scaled = self.filter(logprobs)?.multiply_scalar(1.0 / f64::from(self.options.temperature))?;
+                let scaled =
+                    self.filter(logprobs)?.multiply_scalar(1.0 / f64::from(self.options.temperature))?;
                 random::categorical(&scaled, -1, &draw)?
             }
         };
@@ -59,7 +70,7 @@ impl Sampler {
             let keep = n.min(i32::try_from(self.options.repetition_context).unwrap_or(i32::MAX));
             self.recent = Some(joined.slice_axis(0, n - keep, n)?);
         }
-        Ok(token)
+        Ok(Sampled { token, not_a_number })
     }
 
     /// Logit bias and repetition penalty.
@@ -152,11 +163,11 @@ mod tests {
     fn greedy_takes_the_lowest_of_equals_and_seeds_repeat() {
         let mut greedy = Sampler::new(&SamplerOptions::default(), &[]).unwrap();
         let x = logits(&[0.0, 2.0, 2.0]);
-        assert_eq!(greedy.sample(&x).unwrap().item::<u32>().unwrap(), 1);
+        assert_eq!(greedy.sample(&x).unwrap().token.item::<u32>().unwrap(), 1);
         let draw = |seed| -> Vec<u32> {
             let options = SamplerOptions { temperature: 1.0, seed: Some(seed), ..SamplerOptions::default() };
             let mut sampler = Sampler::new(&options, &[]).unwrap();
-            (0..50).map(|_| sampler.sample(&x).unwrap().item::<u32>().unwrap()).collect()
+            (0..50).map(|_| sampler.sample(&x).unwrap().token.item::<u32>().unwrap()).collect()
         };
         assert_eq!(draw(5), draw(5));
         assert_ne!(draw(5), draw(6));
@@ -170,15 +181,17 @@ mod tests {
     #[test]
     fn penalty_and_bias_move_the_choice() {
         let x = logits(&[1.0, 2.0, -1.0]);
-        let options = SamplerOptions { repetition_penalty: 3.0, repetition_context: 2, ..SamplerOptions::default() };
+        let options =
+            SamplerOptions { repetition_penalty: 3.0, repetition_context: 2, ..SamplerOptions::default() };
         let mut sampler = Sampler::new(&options, &[2, 1]).unwrap();
         let processed = sampler.process(&x).unwrap().to_vec::<f32>().unwrap();
         assert_eq!(processed, [1.0, 2.0 / 3.0, -3.0]);
         // 0 is chosen and pushes 2 out of the two recent tokens; then 0 and 1 are both divided.
-        assert_eq!(sampler.sample(&x).unwrap().item::<u32>().unwrap(), 0);
+        assert_eq!(sampler.sample(&x).unwrap().token.item::<u32>().unwrap(), 0);
         assert_eq!(sampler.process(&x).unwrap().to_vec::<f32>().unwrap(), [1.0 / 3.0, 2.0 / 3.0, -1.0]);
-        let biased = SamplerOptions { logit_bias: vec![(2, 10.0), (1, f32::NEG_INFINITY)], ..Default::default() };
+        let biased =
+            SamplerOptions { logit_bias: vec![(2, 10.0), (1, f32::NEG_INFINITY)], ..Default::default() };
         let mut sampler = Sampler::new(&biased, &[]).unwrap();
-        assert_eq!(sampler.sample(&x).unwrap().item::<u32>().unwrap(), 2);
+        assert_eq!(sampler.sample(&x).unwrap().token.item::<u32>().unwrap(), 2);
     }
 }

@@ -68,7 +68,12 @@ impl Tensors {
     }
 
     /// Makes one tensor `stacked` of those that `part` names for each expert, if the first of them is there.
-    pub fn stack(&mut self, stacked: &str, experts: i32, part: impl Fn(i32) -> String) -> Result<(), LoadError> {
+    pub fn stack(
+        &mut self,
+        stacked: &str,
+        experts: i32,
+        part: impl Fn(i32) -> String,
+    ) -> Result<(), LoadError> {
         if !self.by_name.contains_key(&part(0)) {
             return Ok(());
         }
@@ -122,8 +127,13 @@ impl Tensors {
             let float = matches!(tensor.dtype.as_str(), "F32" | "F16" | "BF16");
             let integer = matches!(tensor.dtype.as_str(), "U32" | "U8");
             if if spec.float { !float } else { !integer } {
-                let expected = if spec.float { "float32, float16 or bfloat16" } else { "packed uint32 or uint8" };
-                return Err(LoadError::Dtype { name: spec.name.clone(), expected, found: tensor.dtype.clone() });
+                let expected =
+                    if spec.float { "float32, float16 or bfloat16" } else { "packed uint32 or uint8" };
+                return Err(LoadError::Dtype {
+                    name: spec.name.clone(),
+                    expected,
+                    found: tensor.dtype.clone(),
+                });
             }
         }
         Ok(())
@@ -158,12 +168,14 @@ impl Tensors {
             ("U8", 4, 32) => "mxfp4",
             ("U8", 8, 32) => "mxfp8",
             ("U8", ..) => {
-                let message = format!("{bits} bits with groups of {group_size} and 8-bit scales is no known mode");
+                let message =
+                    format!("{bits} bits with groups of {group_size} and 8-bit scales is no known mode");
                 return Err(quantization_error(path, message));
             }
             _ => "affine",
         };
-        checked(path, Quantization { group_size, bits, mode: mode.to_owned() }, columns).map(Format::Quantized)
+        checked(path, Quantization { group_size, bits, mode: mode.to_owned() }, columns)
+            .map(Format::Quantized)
     }
 }
 
@@ -202,9 +214,7 @@ fn quantization(path: &str, value: &Value, columns: i32) -> Result<Quantization,
 /// Checks against what MLX can do.
 fn checked(path: &str, q: Quantization, columns: i32) -> Result<Quantization, LoadError> {
     let known = match q.mode.as_str() {
-        "affine" => {
-            matches!(q.group_size, 32 | 64 | 128) && matches!(q.bits, 1 | 2 | 3 | 4 | 5 | 6 | 8)
-        }
+        "affine" => matches!(q.group_size, 32 | 64 | 128) && matches!(q.bits, 1 | 2 | 3 | 4 | 5 | 6 | 8),
         "mxfp4" => (q.group_size, q.bits) == (32, 4),
         "mxfp8" => (q.group_size, q.bits) == (32, 8),
         "nvfp4" => (q.group_size, q.bits) == (16, 4),
@@ -212,8 +222,9 @@ fn checked(path: &str, q: Quantization, columns: i32) -> Result<Quantization, Lo
     };
     if !known || columns % q.group_size != 0 {
         let Quantization { group_size, bits, mode } = q;
-        let message =
-            format!("{mode} with {bits} bits and groups of {group_size} is not possible for {columns} columns");
+        let message = format!(
+            "{mode} with {bits} bits and groups of {group_size} is not possible for {columns} columns"
+        );
         return Err(quantization_error(path, message));
     }
     Ok(q)

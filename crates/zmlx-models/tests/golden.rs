@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use zmlx_models::{
-    ChatMessage, DeviceChoice, DtypeChoice, Event, FinishReason, Flow, GenerateOptions, LoadOptions, Model, Session,
+    ChatMessage, DeviceChoice, DtypeChoice, Event, FinishReason, Flow, GenerateOptions, LoadOptions, Model,
+    Session,
 };
 
 #[derive(Deserialize)]
@@ -143,7 +144,8 @@ fn chunks_and_continued_sessions_change_nothing() {
         assert_eq!(again.tokens, case.tokens[from..from + 40]);
         assert!(totals[0] <= 6, "only the new tokens are processed: {totals:?}");
         // Another prompt starts afresh.
-        let other = session.generate(&golden.cases[0].prompt_ids, &options(20), &mut |_| Flow::Continue).unwrap();
+        let other =
+            session.generate(&golden.cases[0].prompt_ids, &options(20), &mut |_| Flow::Continue).unwrap();
         assert_eq!(other.tokens, golden.cases[0].tokens[..20]);
     }
 

@@ -7,7 +7,7 @@ use zmlx_mlx::runtime::{self, Doctor};
 
 use crate::args::DoctorArgs;
 use crate::failure::Failure;
-use crate::output;
+use crate::output::{self, Console};
 
 #[derive(Serialize)]
 struct Record<'a> {
@@ -17,7 +17,12 @@ struct Record<'a> {
 }
 
 /// Prints the report; fails when no backend is usable.
-pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
+pub(crate) fn run(args: &DoctorArgs, console: &Console) -> Result<(), Failure> {
+    if let Some(variant) = &args.fetch {
+        let variant = Some(variant.as_str()).filter(|v| !v.is_empty());
+        let library = runtime::fetch(variant).map_err(Failure::runtime)?;
+        console.note(&format!("fetched {}", library.display()));
+    }
     let found = runtime::doctor();
     if args.json {
         output::write_json(&Record { zmlx: env!("CARGO_PKG_VERSION"), mlx: &found })?;
@@ -54,7 +59,7 @@ fn report(found: &Doctor) -> String {
         if let Some(missing) = &backend.missing {
             let _ = write!(value, ": {missing}");
         }
-        row(&backend.name.to_string(), &value);
+        row(backend.name, &value);
     }
     if let Some(error) = &found.error {
         row("error", error);

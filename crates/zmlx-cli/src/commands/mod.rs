@@ -19,7 +19,7 @@ pub(crate) fn run(command: Command, console: &Console) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(args, console),
         Command::Info(args) => info::run(args, console),
         Command::Demo(args) => demo::run(args, console),
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Doctor(args) => doctor::run(&args, console),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

@@ -4,9 +4,9 @@
 
 use serde_json::Value as Json;
 use zmlx_graph::ops::{
-    AddScalar, AddWeight, Attention, Binary, Cast, ConvStep, DepthwiseConv1d, ExpandLast, ExpertLinear, ExpertSort,
-    ExpertUnsort, KvAppend, MergeHeads, MultiplyScalar, Rope, Sigmoid, Split, SplitHeads, Sum, SwiGlu,
-    TakeAlongLast, TopKIndices, Transpose,
+    AddScalar, AddWeight, Attention, Binary, Cast, ConvStep, DepthwiseConv1d, ExpandLast, ExpertLinear,
+    ExpertSort, ExpertUnsort, KvAppend, MergeHeads, MultiplyScalar, Rope, Sigmoid, Split, SplitHeads, Sum,
+    SwiGlu, TakeAlongLast, TopKIndices, Transpose,
 };
 use zmlx_graph::state::SlotKind;
 use zmlx_graph::{Builder, Value};
@@ -127,7 +127,8 @@ fn sanitize(config: &ModelConfig, tensors: &mut Tensors) -> Result<(), LoadError
             let base = format!("model.layers.{layer}.feed_forward");
             for part in ["weight", "scales", "biases"] {
                 let stacked = format!("{base}.switch_mlp.{projection}.{part}");
-                tensors.stack(&stacked, c.num_experts, |e| format!("{base}.experts.{e}.{projection}.{part}"))?;
+                tensors
+                    .stack(&stacked, c.num_experts, |e| format!("{base}.experts.{e}.{projection}.{part}"))?;
             }
         }
     }
@@ -201,7 +202,11 @@ fn self_attention(b: &mut Builder<'_>, c: &Config, path: &str, x: Value) -> Valu
 fn short_conv(b: &mut Builder<'_>, c: &Config, path: &str, x: Value) -> Value {
     let linear = |b: &mut Builder<'_>, name: &str, x, out| {
         let path = format!("{path}.{name}");
-        if c.conv_bias { b.linear_bias(&path, x, out, c.hidden_size) } else { b.linear(&path, x, out, c.hidden_size) }
+        if c.conv_bias {
+            b.linear_bias(&path, x, out, c.hidden_size)
+        } else {
+            b.linear(&path, x, out, c.hidden_size)
+        }
     };
     let bcx = linear(b, "in_proj", x, 3 * c.hidden_size);
     let [gate_in, gate_out, x] = b.node_n(path, Split { parts: 3 }, &[bcx]);

@@ -56,9 +56,8 @@ pub fn known() -> Vec<&'static str> {
 /// Builds and checks the graph that a configuration and the tensors of its checkpoint ask for.
 pub(crate) fn build(config: &ModelConfig, mut tensors: Tensors) -> Result<Built, LoadError> {
     let model_type = config.model_type();
-    let found = FAMILIES
-        .iter()
-        .find_map(|f| f.model_types.iter().find(|t| **t == model_type).map(|name| (f, *name)));
+    let found =
+        FAMILIES.iter().find_map(|f| f.model_types.iter().find(|t| **t == model_type).map(|name| (f, *name)));
     let Some((family, name)) = found else {
         return Err(LoadError::UnknownFamily { found: model_type.to_owned(), known: known().join(", ") });
     };
