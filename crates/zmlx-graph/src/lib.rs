@@ -2,7 +2,7 @@
 //!
 //! A [`Graph`] is a list of nodes in execution order, each with a semantic [`Op`](op::Op), the values it reads, and the
 //! readable path of the module it belongs to. Weights are referred to by their name in the checkpoint, and what lasts
-//! from one step to the next (key/value caches, convolution states) lives in numbered [state](state) slots. Family
+//! from one step to the next (key/value caches, convolution states) lives in numbered [state] slots. Family
 //! builders write graphs with a [`Builder`]; an [`Executor`] binds weights and runs them.
 
 #![forbid(unsafe_code)]

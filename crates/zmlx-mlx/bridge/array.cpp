@@ -3,6 +3,8 @@
 
 #include <sstream>
 
+#include "mlx/scheduler.h"
+
 namespace {
 
 thread_local std::string text_buffer;
@@ -28,39 +30,67 @@ void wait_unlocked(const std::vector<array>& arrays) {
         probe->set_status(array::Status::evaluated);
       }
     }
-    if (probe) probe->wait();
+    std::optional<mx::Stream> stream;
+    if (probe) {
+      stream = probe->event().stream();
+      probe->wait();
+    }
     Lock lock;
     array(a).wait();
+    // Events of the CUDA library do not carry errors of a CPU stream.
+    if (stream && stream->device == mx::Device::cpu) mx::scheduler::check_error(*stream);
   }
+}
+
+// What was not computed must not be read: without status and primitive it is an error from now on.
+void poison(const array& a) {
+  if (a.status() != array::Status::unscheduled && !a.has_primitive()) a.set_status(array::Status::unscheduled);
 }
 
 // Evaluates and waits. Inside a transform the lock is held by an outer frame anyway, and only a plain eval is allowed.
-void eval_and_wait(std::vector<array> arrays) {
-  bool nested = Lock::depth() > 0;
-  if (nested) {
-    mx::eval(std::move(arrays));
-    return;
-  }
+void eval_and_wait(const std::vector<array>& arrays) {
+  std::vector<array::Status> before;
   {
     Lock lock;
-    mx::async_eval(arrays);
+    for (const auto& a : arrays) {
+      before.push_back(a.status());
+      if (a.status() == array::Status::unscheduled && !a.has_primitive()) {
+        throw std::runtime_error("the array has no value: its computation failed before, or it stands for an input inside a transform");
+      }
+    }
   }
-  wait_unlocked(arrays);
-}
-
-template <class F>
-int32_t unlocked_guard(F&& f) {
+  auto errors = std::make_shared<CallbackErrors>();
+  // An array that this call scheduled is spoilt by a failure here; one submitted earlier, by a failure of then.
+  auto poison_if = [&](auto spoilt) {
+    Lock lock;
+    for (size_t i = 0; i < arrays.size(); ++i) {
+      if (spoilt(before[i])) poison(arrays[i]);
+    }
+  };
   try {
-    f();
-    return 0;
-  } catch (const RustError&) {
-    return 2;
-  } catch (const std::exception& e) {
-    set_error(e.what());
+    if (Lock::depth() > 0) {
+      ErrorScope scope(errors);
+      mx::eval(arrays);
+    } else {
+      {
+        Lock lock;
+        ErrorScope scope(errors);
+        mx::async_eval(arrays);
+      }
+      wait_unlocked(arrays);
+    }
   } catch (...) {
-    set_error("an exception of unknown type");
+    poison_if([](auto status) { return status != array::Status::available; });
+    throw;
   }
-  return 1;
+  if (auto failure = errors->take()) {
+    poison_if([](auto status) { return status != array::Status::available; });
+    throw std::runtime_error(*failure);
+  }
+  if (auto failure = thread_errors()->take()) {
+    poison_if([](auto status) { return status == array::Status::evaluated; });
+    throw std::runtime_error(*failure);
+  }
 }
 
 std::vector<std::string> lines(const char* p, size_t n) {
@@ -94,8 +124,9 @@ int32_t zmlx_array_from_owned(void* data, const int32_t* dims, size_t dims_n, in
   });
 }
 
+// Copying a handle is an atomic count: no lock, so that it works on a worker thread that others wait for.
 int32_t zmlx_array_clone(const array* a, array** out) {
-  return guard([&] { put(out, *a); });
+  return unlocked_guard([&] { put(out, *a); });
 }
 
 int32_t zmlx_array_free(void* a) {

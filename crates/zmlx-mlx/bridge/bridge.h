@@ -123,10 +123,41 @@ void free_later(void* p, void (*destroy)(void*));
 
 void set_error(const char* text);
 
+// Failures of the CPU primitives of one evaluation. A primitive that fails on a worker writes to the record of the
+// evaluation that scheduled it. (An exception thrown in MLX's worker would poison the stream instead: with several
+// threads on one stream another thread might get the error, and under CUDA events do not carry it.)
+class CallbackErrors {
+ public:
+  void add(std::string text);
+  // The first failure since the last call, if any.
+  std::optional<std::string> take();
+
+ private:
+  std::mutex lock_;
+  std::optional<std::string> first_;
+};
+
+// The record that primitives scheduled now by this thread write to. Outside a waiting evaluation that is the thread's
+// own: failures of what it submitted come up when it next waits.
+std::shared_ptr<CallbackErrors> current_errors();
+std::shared_ptr<CallbackErrors> thread_errors();
+
+// Makes a record current for a scope.
+class ErrorScope {
+ public:
+  explicit ErrorScope(std::shared_ptr<CallbackErrors> errors);
+  ~ErrorScope();
+  ErrorScope(const ErrorScope&) = delete;
+  ErrorScope& operator=(const ErrorScope&) = delete;
+
+ private:
+  std::shared_ptr<CallbackErrors> before_;
+};
+
+// Runs `f` and turns exceptions into a status.
 template <class F>
-int32_t guard(F&& f) {
+int32_t unlocked_guard(F&& f) {
   try {
-    Lock lock;
     f();
     return 0;
   } catch (const RustError&) {
@@ -139,7 +170,16 @@ int32_t guard(F&& f) {
   return 1;
 }
 
-// Throws if called from inside a CPU primitive, where MLX must not be used.
+// The same under the lock.
+template <class F>
+int32_t guard(F&& f) {
+  return unlocked_guard([&] {
+    Lock lock;
+    f();
+  });
+}
+
+// The stream with this number in the bridge's table; throws if there is none.
 mx::Stream to_stream(StreamArg s);
 
 inline std::optional<array> opt(const array* a) { return a ? std::optional<array>(*a) : std::nullopt; }

@@ -68,8 +68,16 @@ class RustPrimitive : public mx::Primitive {
       encoder.set_output_array(a);
       out.push_back(array::unsafe_weak_copy(a));
     }
-    encoder.dispatch([k = k_, in = std::move(in), out = std::move(out), source, shared]() mutable {
-      run(*k, in, out, source, shared);
+    encoder.dispatch([k = k_, in = std::move(in), out = std::move(out), source, shared, errors = current_errors()]() mutable {
+      try {
+        run(*k, in, out, source, shared);
+      } catch (const std::exception& e) {
+        errors->add(e.what());
+        // Work that is already queued reads these: zeros are no wild indices.
+        for (auto& a : out) {
+          if (a.size()) std::memset(a.data<char>(), 0, a.nbytes());
+        }
+      }
     });
   }
 
@@ -111,7 +119,7 @@ class RustPrimitive : public mx::Primitive {
   }
 
  private:
-  // On the stream's worker thread. An exception here becomes the error of the evaluation that waits for it.
+  // On the stream's worker thread.
   static void run(const RustKernel& k, std::vector<array>& in, std::vector<array>& out, const std::vector<int32_t>& source, const std::vector<char>& shared) {
     std::vector<std::unique_ptr<char[]>> copies;
     auto view = [](const array& a, void* data) {

@@ -81,6 +81,31 @@ void free_later(void* p, void (*destroy)(void*)) {
 
 void set_error(const char* text) { error_text = text; }
 
+void CallbackErrors::add(std::string text) {
+  std::lock_guard hold(lock_);
+  if (!first_) first_ = std::move(text);
+}
+
+std::optional<std::string> CallbackErrors::take() {
+  std::lock_guard hold(lock_);
+  return std::exchange(first_, std::nullopt);
+}
+
+static std::shared_ptr<CallbackErrors>& scoped_errors() {
+  thread_local std::shared_ptr<CallbackErrors> errors;
+  return errors;
+}
+
+std::shared_ptr<CallbackErrors> thread_errors() {
+  thread_local auto errors = std::make_shared<CallbackErrors>();
+  return errors;
+}
+
+std::shared_ptr<CallbackErrors> current_errors() { return scoped_errors() ? scoped_errors() : thread_errors(); }
+
+ErrorScope::ErrorScope(std::shared_ptr<CallbackErrors> errors) : before_(std::exchange(scoped_errors(), std::move(errors))) {}
+ErrorScope::~ErrorScope() { scoped_errors() = std::move(before_); }
+
 mx::Stream to_stream(StreamArg s) {
   if (s < 0 || static_cast<size_t>(s) >= streams().size()) throw std::invalid_argument("unknown stream");
   return streams()[s];
@@ -141,8 +166,18 @@ int32_t zmlx_stream_new(bool gpu, int32_t* out) {
   });
 }
 
-int32_t zmlx_stream_synchronize(StreamArg s) {
-  return guard([&] { mx::synchronize(to_stream(s)); });
+int32_t zmlx_stream_synchronize(StreamArg index) {
+  return unlocked_guard([&] {
+    std::optional<mx::Stream> s;
+    {
+      Lock lock;
+      s = to_stream(index);
+      // A GPU stream's encoder is not made for several threads.
+      if (s->device == mx::Device::gpu) mx::synchronize(*s);
+    }
+    if (s->device == mx::Device::cpu) mx::synchronize(*s);
+    if (auto failure = thread_errors()->take()) throw std::runtime_error(*failure);
+  });
 }
 
 int32_t zmlx_memory(int32_t which, uint64_t* out) {

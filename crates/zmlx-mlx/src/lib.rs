@@ -19,15 +19,19 @@
 //!
 //! # Threads
 //! Arrays are [`Send`] and [`Sync`]. MLX itself changes descriptors of arrays while it evaluates and keeps its streams
-//! per thread, so two things make that right: every call into MLX holds one process-wide lock (not while it waits for
-//! a result), and the streams made here are those that MLX lets any thread use. A graph built on one thread can thus
-//! be extended, evaluated or dropped on another. Work on different streams overlaps; building graphs does not.
-//! A CPU primitive ([`cpu`]) runs on a worker thread of MLX and must not call MLX; there every call is an error
-//! ([`Error::InsideCallback`]) rather than a deadlock.
+//! per thread, so two things make that right: every call into MLX holds one process-wide lock (not while a plain
+//! evaluation waits for its result), and the streams made here are those that MLX lets any thread use. A graph built on
+//! one thread can thus be extended, evaluated or dropped on another. Work on different streams overlaps; building graphs
+//! does not.
+//!
+//! A CPU primitive ([`cpu`]) runs on a worker thread of MLX. There arrays can be cloned, dropped and asked for their
+//! shapes; every op is an error ([`Error::InsideCallback`]) rather than a deadlock.
 //!
 //! # Errors
-//! Nothing here panics or aborts: exceptions of C++ become [`Error`] values with the op and the shapes, a panic in
-//! a closure given to MLX becomes [`Error::Panic`].
+//! Nothing here panics or aborts. Exceptions of C++ become [`Error`] values with the op and the shapes. An error or a
+//! panic in a closure given to a transform comes back from the transform as it was ([`Error::Panic`] for a panic); one in
+//! a CPU primitive comes back from the evaluation that needed it, as text ([`Error::Mlx`]), and the arrays of that
+//! evaluation stay errors.
 
 mod api;
 mod array;

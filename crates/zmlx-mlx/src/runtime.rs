@@ -51,6 +51,7 @@ impl Backend {
     fn missing(self, library: Option<&Path>) -> String {
         let has = |word: &str| library.is_some_and(|p| p.to_string_lossy().contains(word));
         match self {
+            _ if library.is_none() => "no libmlx is loaded".to_owned(),
             Self::Cpu => "this libmlx was built without a CPU backend".to_owned(),
             Self::Cuda if !cfg!(target_os = "linux") => "CUDA is for Linux".to_owned(),
             Self::Cuda if has("cuda") => {

@@ -106,6 +106,49 @@ fn errors_and_panics_are_errors() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_failed_array_stays_failed_and_spoils_no_other() -> Result<()> {
+    let same = |inputs: &[Spec]| Ok(vec![inputs[0].clone()]);
+    let sad = CpuPrimitive::new(from_fn("sad", same, |_, _| Err(Error::Custom("told you".to_owned()))));
+    let (x, constant) = (vector(&[1.0])?, vector(&[2.0])?);
+
+    let y = sad.apply(&[&x])?.remove(0);
+    assert!(y.eval().is_err());
+    assert!(y.eval().unwrap_err().to_string().contains("failed before"), "not old memory");
+    assert!(y.clone().to_vec::<f32>().is_err());
+    assert!(cube(&y).and_then(|z| z.eval()).is_err());
+
+    // What depends on it fails with it; what does not is not touched.
+    let z = cube(&sad.apply(&[&x])?.remove(0))?;
+    assert!(zmlx_mlx::eval(&[&z, &constant]).unwrap_err().to_string().contains("told you"));
+    assert!(z.to_vec::<f32>().is_err());
+    assert_eq!(constant.to_vec::<f32>()?, [2.0]);
+
+    // Submitted and read later.
+    let y = sad.apply(&[&x])?.remove(0);
+    zmlx_mlx::async_eval(&[&y])?;
+    assert!(y.to_vec::<f32>().unwrap_err().to_string().contains("told you"));
+    assert!(y.to_vec::<f32>().is_err());
+    assert_eq!(cube(&constant)?.item::<f32>()?, 8.0);
+
+    // Threads that share the stream do not get each other's failures.
+    std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..4)
+            .map(|i| {
+                let (sad, x) = (&sad, &x);
+                scope.spawn(move || {
+                    (0..50).all(|_| match i % 2 {
+                        0 => sad.apply(&[x]).and_then(|mut y| y.remove(0).eval()).is_err(),
+                        _ => cube(x).and_then(|y| y.item::<f32>()).is_ok_and(|v| v == 1.0),
+                    })
+                })
+            })
+            .collect();
+        assert!(handles.into_iter().all(|h| h.join().unwrap()));
+    });
+    Ok(())
+}
+
 /// Adds 1 in place and counts how often its output had its input's memory.
 struct Increment {
     reused: Arc<AtomicUsize>,
@@ -197,6 +240,36 @@ fn works_across_streams_and_threads() -> Result<()> {
         assert_eq!(result?.len(), 2);
     }
     assert_eq!(lazy.to_vec::<f32>()?, [1.0, 8.0]);
+    Ok(())
+}
+
+#[test]
+fn arrays_can_be_cloned_and_dropped_inside_while_others_wait() -> Result<()> {
+    let held = vector(&[1.0, 2.0])?;
+    let kernel = CpuPrimitive::new(from_fn(
+        "cloner",
+        |inputs| Ok(vec![inputs[0].clone()]),
+        move |_, outputs| {
+            for _ in 0..1000 {
+                let copy = held.clone();
+                assert_eq!((copy.shape(), copy.dtype()), (&[2][..], Dtype::Float32));
+            }
+            outputs[0].as_mut_slice::<f32>()?.fill(3.0);
+            Ok(())
+        },
+    ));
+    let stream = Stream::new(Device::Cpu)?;
+    let x = vector(&[0.0, 0.0])?;
+    for _ in 0..20 {
+        let y = with_stream(stream, || kernel.apply(&[&x]))?.remove(0);
+        zmlx_mlx::async_eval(&[&y])?;
+        stream.synchronize()?;
+        // Evaluated inside a transform, where the lock is held.
+        let z = with_stream(stream, || kernel.apply(&[&x]))?.remove(0);
+        let g = transforms::grad(|v| z.eval().and_then(|()| v[0].sum_all()), &[0])(&[&x])?;
+        assert_eq!((y.to_vec::<f32>()?, z.to_vec::<f32>()?), (vec![3.0; 2], vec![3.0; 2]));
+        assert_eq!(g[0].to_vec::<f32>()?, [1.0; 2]);
+    }
     Ok(())
 }
 

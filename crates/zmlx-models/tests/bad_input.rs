@@ -24,7 +24,7 @@ fn copy() -> TempDir {
 }
 
 fn load_error(dir: &Path) -> String {
-    let error = Model::load(dir, &LoadOptions::default(), &mut |_| {}).err().expect("loading succeeded");
+    let error = Model::load(dir, &LoadOptions::default(), &mut |_| {}).expect_err("a damaged model");
     let text = error.to_string();
     assert!(!text.contains('\n'), "one line: {text}");
     text
@@ -54,10 +54,15 @@ fn edit_weights(dir: &Path, edit: impl Fn(&mut BTreeMap<String, Array>)) {
 #[test]
 fn folders_and_configurations() {
     expect(Path::new("/no/such/folder"), &["/no/such/folder"]);
-    let cases: [(&str, fn(&mut Value), &[&str]); 15] = [
+    type Edit = fn(&mut Value);
+    let cases: [(&str, Edit, &[&str]); 15] = [
         ("no family", |c| drop(c.as_object_mut().unwrap().remove("model_type")), &["model_type"]),
         ("unknown family", |c| c["model_type"] = json!("gpt5"), &["gpt5", "lfm2_moe"]),
-        ("missing key", |c| drop(c.as_object_mut().unwrap().remove("hidden_size")), &["hidden_size", "missing"]),
+        (
+            "missing key",
+            |c| drop(c.as_object_mut().unwrap().remove("hidden_size")),
+            &["hidden_size", "missing"],
+        ),
         ("negative", |c| c["num_hidden_layers"] = json!(-3), &["num_hidden_layers", "-3"]),
         ("huge", |c| c["vocab_size"] = json!(1u64 << 60), &["vocab_size"]),
         ("string", |c| c["num_experts"] = json!("many"), &["num_experts", "many"]),
@@ -84,7 +89,11 @@ fn folders_and_configurations() {
             continue;
         }
         expect(dir.path(), words);
-        assert_eq!(inspect(dir.path()).unwrap_err().to_string(), load_error(dir.path()), "{name}: info and load agree");
+        assert_eq!(
+            inspect(dir.path()).unwrap_err().to_string(),
+            load_error(dir.path()),
+            "{name}: info and load agree"
+        );
     }
     let dir = copy();
     fs::write(dir.path().join("config.json"), "{\"model_type\": ").unwrap();
@@ -103,15 +112,21 @@ fn weights() {
     expect(dir.path(), &["1 missing tensor", norm]);
 
     let dir = copy();
-    edit_weights(dir.path(), |w| drop(w.insert("stranger.weight".to_owned(), Array::scalar(1.0f32).unwrap())));
+    edit_weights(dir.path(), |w| {
+        drop(w.insert("stranger.weight".to_owned(), Array::scalar(1.0f32).unwrap()))
+    });
     expect(dir.path(), &["1 extra tensor", "stranger.weight"]);
 
     let dir = copy();
-    edit_weights(dir.path(), |w| drop(w.insert(norm.to_owned(), Array::from_slice(&[0.0f32; 255], &[255]).unwrap())));
+    edit_weights(dir.path(), |w| {
+        drop(w.insert(norm.to_owned(), Array::from_slice(&[0.0f32; 255], &[255]).unwrap()))
+    });
     expect(dir.path(), &[norm, "expected shape [256]", "found [255]"]);
 
     let dir = copy();
-    edit_weights(dir.path(), |w| drop(w.insert(norm.to_owned(), Array::from_slice(&[0i32; 256], &[256]).unwrap())));
+    edit_weights(dir.path(), |w| {
+        drop(w.insert(norm.to_owned(), Array::from_slice(&[0i32; 256], &[256]).unwrap()))
+    });
     expect(dir.path(), &[norm, "I32"]);
 
     let dir = copy();
@@ -150,7 +165,8 @@ fn sharded_and_published_layouts_load_too() {
         io::save_safetensors(file, shard, &BTreeMap::new()).unwrap();
     }
     fs::remove_file(&path).unwrap();
-    fs::write(dir.path().join("model.safetensors.index.json"), json!({ "weight_map": map }).to_string()).unwrap();
+    fs::write(dir.path().join("model.safetensors.index.json"), json!({ "weight_map": map }).to_string())
+        .unwrap();
     let sharded = Model::load(dir.path(), &LoadOptions::default(), &mut |_| {}).unwrap();
     assert_eq!(tokens(&sharded), tokens(&whole));
 
@@ -158,10 +174,8 @@ fn sharded_and_published_layouts_load_too() {
     let dir = copy();
     edit_weights(dir.path(), |w| {
         for (name, array) in std::mem::take(w) {
-            let renamed = name
-                .replace("gate_proj.", "w1.")
-                .replace("down_proj.", "w2.")
-                .replace("up_proj.", "w3.");
+            let renamed =
+                name.replace("gate_proj.", "w1.").replace("down_proj.", "w2.").replace("up_proj.", "w3.");
             if renamed.contains("switch_mlp") {
                 for (expert, one) in array.split(32, 0).unwrap().into_iter().enumerate() {
                     let name = renamed.replace("switch_mlp", &format!("experts.{expert}"));
