@@ -29,6 +29,13 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    // A panic that the library turns into an error is reported as that.
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !zmlx_models::panic_is_caught() {
+            print(info);
+        }
+    }));
     let cli = match args::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return failure::report_parse_error(&error),

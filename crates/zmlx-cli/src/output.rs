@@ -92,11 +92,26 @@ pub(crate) fn stderr_line(text: &str) {
 /// `text` on one line: runs of white space and control characters become one space. File
 /// contents can reach error messages, so escape sequences must not get to the terminal.
 pub(crate) fn one_line(text: &str) -> String {
-    text.split(|c: char| c.is_whitespace() || c.is_control())
+    // Besides control characters, those that turn the direction of text around.
+    let odd = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut line = text
+        .split(|c: char| c.is_whitespace() || odd(c))
         .filter(|word| !word.is_empty())
         .collect::<Vec<_>>()
-        .join(" ")
+        .join(" ");
+    // Names and values from files can be of any length.
+    if let Some((cut, _)) = line.char_indices().nth(LONGEST_LINE) {
+        line.truncate(cut);
+        line.push_str("...");
+    }
+    line
 }
+
+/// Longest line of an error, in characters.
+const LONGEST_LINE: usize = 1000;
 
 /// A byte count in decimal units: `10.7 MB`.
 pub(crate) fn bytes(n: u64) -> String {

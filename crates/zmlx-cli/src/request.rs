@@ -15,8 +15,8 @@ const CHAT_MAX_TOKENS: usize = 512;
 /// Prompt tokens in one step when `--prefill-chunk` is not given.
 const PREFILL_CHUNK: usize = 2048;
 /// How the demo samples: a model this small repeats itself without a penalty.
-const DEMO_TEMPERATURE: f32 = 0.6;
-const DEMO_MIN_P: f32 = 0.1;
+const DEMO_TEMPERATURE: f64 = 0.6;
+const DEMO_MIN_P: f64 = 0.1;
 const DEMO_REPETITION_PENALTY: f32 = 1.15;
 const DEMO_REPETITION_CONTEXT: usize = 64;
 /// Seed of the demo when none is given, so that its story is the same each time.
@@ -197,17 +197,17 @@ fn load_options(args: &ModelArgs) -> LoadOptions {
 fn generate_options(args: SamplingArgs, max_tokens: usize) -> Result<GenerateOptions, Failure> {
     let above_0 = |value: f32| value.is_finite() && value > 0.0;
     let sampler = SamplerOptions {
-        temperature: number("--temp", args.temp.as_deref(), "a number of 0 or more", |v: f32| {
+        temperature: number("--temp", args.temp.as_deref(), "a number of 0 or more", |v: f64| {
             v.is_finite() && v >= 0.0
         })?
         .unwrap_or(0.0),
-        top_p: number("--top-p", args.top_p.as_deref(), "a number above 0 and up to 1", |v| {
-            above_0(v) && v <= 1.0
+        top_p: number("--top-p", args.top_p.as_deref(), "a number above 0 and up to 1", |v: f64| {
+            v > 0.0 && v <= 1.0
         })?
         .unwrap_or(1.0),
         top_k: number("--top-k", args.top_k.as_deref(), "a whole number from 0 to 4294967295", |_| true)?
             .unwrap_or(0),
-        min_p: number("--min-p", args.min_p.as_deref(), "a number from 0 to 1", |v: f32| {
+        min_p: number("--min-p", args.min_p.as_deref(), "a number from 0 to 1", |v: f64| {
             (0.0..=1.0).contains(&v)
         })?
         .unwrap_or(0.0),

@@ -2,6 +2,7 @@
 #include "api.h"
 
 #include <sstream>
+#include <unordered_map>
 
 #include "mlx/scheduler.h"
 
@@ -47,48 +48,84 @@ void poison(const array& a) {
   if (a.status() != array::Status::unscheduled && !a.has_primitive()) a.set_status(array::Status::unscheduled);
 }
 
+// Records of submitted evaluations by the event that their arrays carry, as long as they matter. The event is kept, so
+// that its address is not used again.
+struct Submission {
+  mx::Event event;
+  std::shared_ptr<Failures> record;
+};
+std::unordered_map<const void*, Submission>& submissions() {
+  static auto* m = new std::unordered_map<const void*, Submission>;
+  return *m;
+}
+const void* address(const mx::Event& e) { return &e.cast<char>(); }
+
+// Under the lock.
+void submit(const std::vector<array>& arrays) {
+  FailureScope scope;
+  mx::async_eval(arrays);
+  if (!scope.record()->matters()) return;
+  auto& known = submissions();
+  std::erase_if(known, [](auto& entry) { return !entry.second.record->matters(); });
+  for (const auto& a : arrays) {
+    if (a.event().valid()) known.insert_or_assign(address(a.event()), Submission{a.event(), scope.record()});
+  }
+  Failures::submitted() = scope.record();
+}
+
+// Handles that must not be dropped outside the lock.
+struct Held {
+  std::vector<array> arrays;
+  ~Held() {
+    Lock lock;
+    arrays.clear();
+  }
+};
+
 // Evaluates and waits. Inside a transform the lock is held by an outer frame anyway, and only a plain eval is allowed.
 void eval_and_wait(const std::vector<array>& arrays) {
-  std::vector<array::Status> before;
-  {
-    Lock lock;
-    for (const auto& a : arrays) {
-      before.push_back(a.status());
-      if (a.status() == array::Status::unscheduled && !a.has_primitive()) {
-        throw std::runtime_error("the array has no value: its computation failed before, or it stands for an input inside a transform");
-      }
-    }
-  }
-  auto errors = std::make_shared<CallbackErrors>();
-  // An array that this call scheduled is spoilt by a failure here; one submitted earlier, by a failure of then.
-  auto poison_if = [&](auto spoilt) {
+  std::vector<bool> pending;
+  // Records that the arrays depend on; none for one that was available before.
+  std::vector<std::shared_ptr<Failures>> records;
+  auto spoil = [&] {
     Lock lock;
     for (size_t i = 0; i < arrays.size(); ++i) {
-      if (spoilt(before[i])) poison(arrays[i]);
+      if (pending[i]) poison(arrays[i]);
     }
   };
   try {
-    if (Lock::depth() > 0) {
-      ErrorScope scope(errors);
+    std::optional<Lock> lock(std::in_place);
+    for (const auto& a : arrays) {
+      if (a.status() == array::Status::unscheduled && !a.has_primitive()) {
+        throw std::runtime_error("the array has no value: its computation failed before, or it stands for an input inside a transform");
+      }
+      pending.push_back(a.status() != array::Status::available);
+      if (a.status() == array::Status::evaluated && a.event().valid()) {
+        auto it = submissions().find(address(a.event()));
+        if (it != submissions().end()) records.push_back(it->second.record);
+      }
+    }
+    pending.resize(arrays.size());
+    FailureScope scope;
+    records.push_back(scope.record());
+    if (Lock::depth() > 1) {
       mx::eval(arrays);
     } else {
-      {
-        Lock lock;
-        ErrorScope scope(errors);
-        mx::async_eval(arrays);
-      }
+      mx::async_eval(arrays);
+      lock.reset();
       wait_unlocked(arrays);
     }
   } catch (...) {
-    poison_if([](auto status) { return status != array::Status::available; });
+    pending.resize(arrays.size());
+    spoil();
     throw;
   }
-  if (auto failure = errors->take()) {
-    poison_if([](auto status) { return status != array::Status::available; });
-    throw std::runtime_error(*failure);
-  }
-  if (auto failure = thread_errors()->take()) {
-    poison_if([](auto status) { return status == array::Status::evaluated; });
+  for (auto& record : records) {
+    auto failure = record->first();
+    if (!failure) continue;
+    spoil();
+    // Reported: later evaluations of this thread do not fail for it again, unless they read what it spoilt.
+    Failures::submitted().reset();
     throw std::runtime_error(*failure);
   }
 }
@@ -103,7 +140,7 @@ std::vector<std::string> lines(const char* p, size_t n) {
 
 }  // namespace
 
-int32_t zmlx_array_from_data(const void* data, const int32_t* dims, size_t dims_n, int32_t dtype, array** out) {
+int32_t zmlx_array_from_data(const void* data, const int32_t* dims, size_t dims_n, int32_t dtype, array** out) noexcept {
   return guard([&] {
     auto d = to_dtype(dtype);
     auto sh = checked(to_shape(dims, dims_n));
@@ -115,7 +152,7 @@ int32_t zmlx_array_from_data(const void* data, const int32_t* dims, size_t dims_
   });
 }
 
-int32_t zmlx_array_from_owned(void* data, const int32_t* dims, size_t dims_n, int32_t dtype, void* context, const void* free, array** out) {
+int32_t zmlx_array_from_owned(void* data, const int32_t* dims, size_t dims_n, int32_t dtype, void* context, const void* free, array** out) noexcept {
   // The deleter runs exactly once, also when the constructor throws: the shared pointer sees to that.
   auto drop = reinterpret_cast<void (*)(void*)>(const_cast<void*>(free));
   std::shared_ptr<void> owner(context, drop);
@@ -125,38 +162,40 @@ int32_t zmlx_array_from_owned(void* data, const int32_t* dims, size_t dims_n, in
 }
 
 // Copying a handle is an atomic count: no lock, so that it works on a worker thread that others wait for.
-int32_t zmlx_array_clone(const array* a, array** out) {
+int32_t zmlx_array_clone(const array* a, array** out) noexcept {
   return unlocked_guard([&] { put(out, *a); });
 }
 
-int32_t zmlx_array_free(void* a) {
+int32_t zmlx_array_free(void* a) noexcept {
   free_later(a, [](void* p) { delete static_cast<array*>(p); });
   return 0;
 }
 
 // Shape and dtype never change after construction, so these two take no lock.
-int32_t zmlx_array_shape(const array* a, const int32_t** out, size_t* out_n) {
+int32_t zmlx_array_shape(const array* a, const int32_t** out, size_t* out_n) noexcept {
   *out = a->shape().data();
   *out_n = a->ndim();
   return 0;
 }
-int32_t zmlx_array_dtype(const array* a, int32_t* out) {
+int32_t zmlx_array_dtype(const array* a, int32_t* out) noexcept {
   *out = static_cast<int32_t>(a->dtype().val());
   return 0;
 }
 
-int32_t zmlx_array_eval_data(const array* a, bool* contiguous, const void** out) {
+int32_t zmlx_array_eval_data(const array* a, bool* contiguous, const void** out) noexcept {
   return unlocked_guard([&] {
-    eval_and_wait({*a});
+    Held held{{*a}};
+    eval_and_wait(held.arrays);
     Lock lock;
     *contiguous = a->flags().row_contiguous;
     *out = a->size() ? array(*a).data<void>() : nullptr;
   });
 }
 
-int32_t zmlx_array_text(const array* a, const char** out, size_t* out_n) {
+int32_t zmlx_array_text(const array* a, const char** out, size_t* out_n) noexcept {
   return unlocked_guard([&] {
-    eval_and_wait({*a});
+    Held held{{*a}};
+    eval_and_wait(held.arrays);
     Lock lock;
     std::ostringstream os;
     os << array(*a);
@@ -164,36 +203,39 @@ int32_t zmlx_array_text(const array* a, const char** out, size_t* out_n) {
   });
 }
 
-int32_t zmlx_array_id(const array* a, uint64_t* out) {
+int32_t zmlx_array_id(const array* a, uint64_t* out) noexcept {
   *out = a->id();
   return 0;
 }
 
-int32_t zmlx_eval(const array* const* const* p, size_t n) {
-  return unlocked_guard([&] { eval_and_wait([&] { Lock lock; return to_vec(p, n); }()); });
+int32_t zmlx_eval(const array* const* const* p, size_t n) noexcept {
+  return unlocked_guard([&] {
+    Held held{to_vec(p, n)};
+    eval_and_wait(held.arrays);
+  });
 }
 
-int32_t zmlx_async_eval(const array* const* const* p, size_t n) {
-  return guard([&] { mx::async_eval(to_vec(p, n)); });
+int32_t zmlx_async_eval(const array* const* const* p, size_t n) noexcept {
+  return guard([&] { submit(to_vec(p, n)); });
 }
 
-int32_t zmlx_list_len(const List* list, size_t* out) {
+int32_t zmlx_list_len(const List* list, size_t* out) noexcept {
   *out = list->size();
   return 0;
 }
-int32_t zmlx_list_get(const List* list, size_t index, array** out) {
+int32_t zmlx_list_get(const List* list, size_t index, array** out) noexcept {
   return guard([&] { put(out, list->at(index)); });
 }
-int32_t zmlx_list_push(List* list, const array* a) {
+int32_t zmlx_list_push(List* list, const array* a) noexcept {
   return guard([&] { list->push_back(*a); });
 }
-int32_t zmlx_list_free(List* list) {
+int32_t zmlx_list_free(List* list) noexcept {
   free_later(list, [](void* p) { delete static_cast<List*>(p); });
   return 0;
 }
 
 // Names come and go as one string with NUL between them.
-int32_t zmlx_save_safetensors(const char* path, size_t path_n, const char* names, size_t names_n, const array* const* const* p, size_t n, const char* keys, size_t keys_n) {
+int32_t zmlx_save_safetensors(const char* path, size_t path_n, const char* names, size_t names_n, const array* const* const* p, size_t n, const char* keys, size_t keys_n) noexcept {
   return guard([&] {
     auto name_list = lines(names, names_n);
     auto key_list = lines(keys, keys_n);
@@ -217,14 +259,14 @@ static void put_named(std::unordered_map<std::string, array>& loaded, List** arr
   put_text(std::move(joined), names, names_n);
 }
 
-int32_t zmlx_load_safetensors(const char* path, size_t path_n, StreamArg s, List** arrays, const char** names, size_t* names_n) {
+int32_t zmlx_load_safetensors(const char* path, size_t path_n, StreamArg s, List** arrays, const char** names, size_t* names_n) noexcept {
   return guard([&] {
     auto loaded = mx::load_safetensors(std::string(path, path_n), to_stream(s));
     put_named(loaded.first, arrays, names, names_n);
   });
 }
 
-int32_t zmlx_load_gguf(const char* path, size_t path_n, StreamArg s, List** arrays, const char** names, size_t* names_n, const char** keys, size_t* keys_n) {
+int32_t zmlx_load_gguf(const char* path, size_t path_n, StreamArg s, List** arrays, const char** names, size_t* names_n, const char** keys, size_t* keys_n) noexcept {
   return guard([&] {
     auto loaded = mx::load_gguf(std::string(path, path_n), to_stream(s));
     keys_buffer.clear();

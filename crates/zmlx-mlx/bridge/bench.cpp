@@ -3,7 +3,7 @@
 
 #include <chrono>
 
-int32_t zmlx_bench_chain(StreamArg stream, uint64_t length, uint64_t repeats, bool pipelined, uint64_t* nanoseconds) {
+int32_t zmlx_bench_chain(StreamArg stream, uint64_t length, uint64_t repeats, bool pipelined, uint64_t* nanoseconds) noexcept {
   return guard([&] {
     auto s = to_stream(stream);
     auto z = mx::zeros({16}, mx::float32, s);

@@ -123,35 +123,45 @@ void free_later(void* p, void (*destroy)(void*));
 
 void set_error(const char* text);
 
-// Failures of the CPU primitives of one evaluation. A primitive that fails on a worker writes to the record of the
-// evaluation that scheduled it. (An exception thrown in MLX's worker would poison the stream instead: with several
-// threads on one stream another thread might get the error, and under CUDA events do not carry it.)
-class CallbackErrors {
+// Failures of the CPU primitives that one evaluation scheduled, and of those submitted before it by the same thread,
+// which it may depend on. (An exception thrown in MLX's worker would poison the stream instead: with several threads on
+// one stream another thread might get the error, and under CUDA events do not carry it.)
+class Failures {
  public:
-  void add(std::string text);
-  // The first failure since the last call, if any.
-  std::optional<std::string> take();
+  explicit Failures(std::shared_ptr<Failures> earlier) : earlier_(std::move(earlier)) {}
+
+  // A kernel is scheduled; it has ended, maybe with a failure. The first failure stays.
+  void begin();
+  void end(std::optional<std::string> failure);
+
+  // The first failure here or earlier.
+  std::optional<std::string> first();
+  // Whether a kernel here or earlier may still fail or has failed.
+  bool matters();
+
+  // The record that kernels scheduled by this thread write to.
+  static std::shared_ptr<Failures> current();
+  // The thread's last submission that matters, which a new evaluation follows; null when there is none.
+  static std::shared_ptr<Failures>& submitted();
 
  private:
   std::mutex lock_;
-  std::optional<std::string> first_;
+  int running_ = 0;
+  std::optional<std::string> failure_;
+  std::shared_ptr<Failures> earlier_;
 };
 
-// The record that primitives scheduled now by this thread write to. Outside a waiting evaluation that is the thread's
-// own: failures of what it submitted come up when it next waits.
-std::shared_ptr<CallbackErrors> current_errors();
-std::shared_ptr<CallbackErrors> thread_errors();
-
-// Makes a record current for a scope.
-class ErrorScope {
+// A new record, current in this scope.
+class FailureScope {
  public:
-  explicit ErrorScope(std::shared_ptr<CallbackErrors> errors);
-  ~ErrorScope();
-  ErrorScope(const ErrorScope&) = delete;
-  ErrorScope& operator=(const ErrorScope&) = delete;
+  FailureScope();
+  ~FailureScope();
+  FailureScope(const FailureScope&) = delete;
+  FailureScope& operator=(const FailureScope&) = delete;
+  const std::shared_ptr<Failures>& record() const { return record_; }
 
  private:
-  std::shared_ptr<CallbackErrors> before_;
+  std::shared_ptr<Failures> record_, before_;
 };
 
 // Runs `f` and turns exceptions into a status.
@@ -195,24 +205,64 @@ inline std::vector<array> to_vec(const array* const* const* p, size_t n) {
 inline std::vector<int> to_ints(const int32_t* p, size_t n) { return std::vector<int>(p, p + n); }
 inline mx::Shape to_shape(const int32_t* p, size_t n) { return mx::Shape(p, p + n); }
 
-// A shape to allocate: no negative dimension, a byte size that fits.
-inline mx::Shape checked(mx::Shape shape) {
-  unsigned __int128 size = 1;
-  for (auto d : shape) {
-    if (d < 0) throw std::invalid_argument("a dimension is negative");
-    size *= static_cast<unsigned>(d);
-    if (size > (static_cast<unsigned __int128>(1) << 48)) throw std::invalid_argument("the array would have more than 2^48 elements");
-  }
+// MLX multiplies dimensions without a check, and a failed allocation is not noticed: no negative dimension, a product
+// that fits, and no more bytes than the machine has.
+void check_size(const mx::Shape& shape, size_t itemsize);
+inline mx::Shape checked(mx::Shape shape, size_t itemsize = 1) {
+  check_size(shape, itemsize);
   return shape;
 }
+
+// Values that MLX divides by.
+inline int at_least_one(int value, const char* name) {
+  if (value < 1) throw std::invalid_argument(std::string(name) + " must be at least 1");
+  return value;
+}
+inline std::optional<int> at_least_one(std::optional<int> value, const char* name) {
+  if (value) at_least_one(*value, name);
+  return value;
+}
+inline mx::Shape no_zeros(mx::Shape strides) {
+  for (auto s : strides) {
+    // The smallest integer has no absolute value, and large ones overflow in MLX's rounding.
+    if (s == 0 || s < -(1 << 30) || s > (1 << 30)) throw std::invalid_argument("a stride is 0 or too large");
+  }
+  return strides;
+}
+inline mx::Shape no_open_zero(mx::Shape shape) {
+  bool open = false, zero = false;
+  for (auto d : shape) {
+    open |= d == -1;
+    zero |= d == 0;
+  }
+  if (open && zero) throw std::invalid_argument("-1 beside a dimension of 0 can be anything");
+  return shape;
+}
+inline const List& not_empty(const List& list) {
+  if (list.empty()) throw std::invalid_argument("needs at least one array");
+  return list;
+}
+// Attention and delta rule divide by the number of heads on `axis` of a 4-d array.
+inline const array& with_heads(const array& a, int axis) {
+  if (a.ndim() == 4 && a.shape(axis) == 0) throw std::invalid_argument("an array has no heads");
+  return a;
+}
+// MLX trusts that scales and biases fit the packed weight.
+const array& checked_scales(const array& w, const array& scales, const std::optional<array>& biases, std::optional<int> group_size, std::optional<int> bits, const std::string& mode);
 
 mx::Dtype to_dtype(int32_t code);
 inline std::optional<mx::Dtype> opt_dtype(int32_t code) {
   return code < 0 ? std::nullopt : std::optional<mx::Dtype>(to_dtype(code));
 }
 
-inline void put(array** out, array a) { *out = new array(std::move(a)); }
-inline void put(List** out, List v) { *out = new List(std::move(v)); }
+inline void put(array** out, array a) {
+  check_size(a.shape(), a.itemsize());
+  *out = new array(std::move(a));
+}
+inline void put(List** out, List v) {
+  for (auto& a : v) check_size(a.shape(), a.itemsize());
+  *out = new List(std::move(v));
+}
 inline void put2(array** out, array** out1, std::pair<array, array> r) {
   put(out, std::move(r.first));
   put(out1, std::move(r.second));

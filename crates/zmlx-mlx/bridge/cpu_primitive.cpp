@@ -39,7 +39,8 @@ void copy_strided(const array& a, char* out) {
 
 class RustPrimitive : public mx::Primitive {
  public:
-  RustPrimitive(mx::Stream s, std::shared_ptr<RustKernel> k) : Primitive(s), k_(std::move(k)) {}
+  RustPrimitive(mx::Stream s, std::shared_ptr<RustKernel> k, size_t outputs)
+      : Primitive(s), k_(std::move(k)), outputs_(outputs) {}
 
   void eval_cpu(const std::vector<array>& inputs, std::vector<array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
@@ -68,17 +69,25 @@ class RustPrimitive : public mx::Primitive {
       encoder.set_output_array(a);
       out.push_back(array::unsafe_weak_copy(a));
     }
-    encoder.dispatch([k = k_, in = std::move(in), out = std::move(out), source, shared, errors = current_errors()]() mutable {
+    auto failures = Failures::current();
+    failures->begin();
+    encoder.dispatch([k = k_, in = std::move(in), out = std::move(out), source, shared, failures]() mutable {
+      std::optional<std::string> failure;
       try {
         run(*k, in, out, source, shared);
       } catch (const std::exception& e) {
-        errors->add(e.what());
-        // Work that is already queued reads these: zeros are no wild indices.
-        for (auto& a : out) {
-          if (a.size()) std::memset(a.data<char>(), 0, a.nbytes());
-        }
+        failure = e.what();
+        for (auto& a : out) spoil(a);
       }
+      failures->end(std::move(failure));
     });
+  }
+
+  // Work that is already queued reads the outputs of a failed kernel: NaN for floats, zeros (no wild indices) for others.
+  static void spoil(array& a) {
+    if (!a.size()) return;
+    bool floats = mx::issubdtype(a.dtype(), mx::inexact);
+    std::memset(a.data<char>(), floats ? 0xff : 0, a.nbytes());
   }
 
   void eval_gpu(const std::vector<array>&, std::vector<array>&) override {
@@ -115,6 +124,13 @@ class RustPrimitive : public mx::Primitive {
       static_cast<std::vector<mx::Shape>*>(sink)->push_back(mx::Shape(dims, dims + rank));
     };
     if (k_->v.shapes(k_->v.data, &inputs, &shapes, push) != 0) throw RustError();
+    if (shapes.size() != outputs_) throw std::invalid_argument("[" + k_->name + "] gave another number of outputs for other shapes");
+    for (auto& shape : shapes) checked(shape);
+    for (size_t i = 0; i + 1 < k_->in_place.size(); i += 2) {
+      if (inputs.at(k_->in_place[i]).shape() != shapes.at(k_->in_place[i + 1])) {
+        throw std::invalid_argument("[" + k_->name + "] an in-place output must have the shape of its input");
+      }
+    }
     return shapes;
   }
 
@@ -152,16 +168,17 @@ class RustPrimitive : public mx::Primitive {
   }
 
   std::shared_ptr<RustKernel> k_;
+  size_t outputs_;
 };
 
 }  // namespace
 
-int32_t zmlx_set_callback_error(const char* text, size_t text_n) {
+int32_t zmlx_set_callback_error(const char* text, size_t text_n) noexcept {
   callback_error.assign(text, text_n);
   return 0;
 }
 
-int32_t zmlx_cpu_apply(const CpuVtable* v, const array* const* const* in, size_t in_n, const int32_t* dims, size_t dims_n, const int32_t* ranks, size_t ranks_n, const int32_t* dtypes, size_t dtypes_n, StreamArg stream, List** out) {
+int32_t zmlx_cpu_apply(const CpuVtable* v, const array* const* const* in, size_t in_n, const int32_t* dims, size_t dims_n, const int32_t* ranks, size_t ranks_n, const int32_t* dtypes, size_t dtypes_n, StreamArg stream, List** out) noexcept {
   // From here on the kernel is owned, whatever happens.
   auto kernel = std::make_shared<RustKernel>(v);
   return guard([&] {
@@ -184,6 +201,6 @@ int32_t zmlx_cpu_apply(const CpuVtable* v, const array* const* const* in, size_t
       if (i0 < 0 || o0 < 0 || static_cast<size_t>(i0) >= inputs.size() || static_cast<size_t>(o0) >= shapes.size()) throw std::invalid_argument("an in-place pair names an input or output that does not exist");
       if (inputs[i0].shape() != shapes[o0] || inputs[i0].dtype() != types[o0]) throw std::invalid_argument("an in-place output must have the shape and dtype of its input");
     }
-    put(out, array::make_arrays(std::move(shapes), types, std::make_shared<RustPrimitive>(s, kernel), inputs));
+    put(out, array::make_arrays(std::move(shapes), types, std::make_shared<RustPrimitive>(s, kernel, ranks_n), inputs));
   });
 }

@@ -13,7 +13,7 @@ static std::vector<std::string> strings(const Str* p, size_t n) {
   return out;
 }
 
-int32_t zmlx_kernel_new(const KernelSpec* k, Kernel** out) {
+int32_t zmlx_kernel_new(const KernelSpec* k, Kernel** out) noexcept {
   return guard([&] {
     auto inputs = strings(k->inputs, k->inputs_n);
     auto outputs = strings(k->outputs, k->outputs_n);
@@ -24,7 +24,7 @@ int32_t zmlx_kernel_new(const KernelSpec* k, Kernel** out) {
   });
 }
 
-int32_t zmlx_kernel_call(const Kernel* k, const KernelCall* c, StreamArg stream, List** out) {
+int32_t zmlx_kernel_call(const Kernel* k, const KernelCall* c, StreamArg stream, List** out) noexcept {
   return guard([&] {
     std::vector<mx::Shape> shapes;
     std::vector<mx::Dtype> dtypes;
@@ -48,7 +48,7 @@ int32_t zmlx_kernel_call(const Kernel* k, const KernelCall* c, StreamArg stream,
   });
 }
 
-int32_t zmlx_kernel_free(void* k) {
+int32_t zmlx_kernel_free(void* k) noexcept {
   free_later(k, [](void* p) { delete static_cast<Kernel*>(p); });
   return 0;
 }

@@ -31,6 +31,12 @@ fn build() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let os = env::var("CARGO_CFG_TARGET_OS")?;
     let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
+    if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|e| e == "musl") {
+        return Err(locate::LocateError::UnsupportedPlatform {
+            platform: "musl (the wheels are for glibc)".to_owned(),
+        }
+        .into());
+    }
     let located = locate::for_build(&os, &arch, &mut |note| println!("cargo::warning={note}"))?;
     let include = located.include.clone().ok_or("the library was found without headers")?;
     let lib_dir = located.library.parent().ok_or("the library has no parent folder")?.to_path_buf();
@@ -74,7 +80,7 @@ fn compile(out: &Path, include: &Path, lib_dir: &Path, os: &str) -> Result<(), B
     let mut link = build.try_get_compiler()?.to_command();
     link.arg("-shared").arg("-o").arg(&library).args(&objects);
     if os == "macos" {
-        link.arg(lib_dir.join("libmlx.dylib"));
+        link.arg("-Wl,-undefined,dynamic_lookup");
     } else {
         // Found again at run time by its soname: libmlx is loaded before the bridge.
         link.arg("-L")
@@ -83,5 +89,16 @@ fn compile(out: &Path, include: &Path, lib_dir: &Path, os: &str) -> Result<(), B
             .arg("-Wl,--no-undefined,--allow-shlib-undefined,--strip-all,-z,now");
     }
     let status = link.status()?;
-    if status.success() { Ok(()) } else { Err(format!("linking the bridge failed: {link:?}").into()) }
+    if status.success() {
+        Ok(())
+    } else {
+        // Not the whole command: its debug form holds the environment, which may hold secrets.
+        let arguments: Vec<_> = link.get_args().map(|a| a.to_string_lossy()).collect();
+        Err(format!(
+            "linking the bridge failed: {} {}",
+            link.get_program().to_string_lossy(),
+            arguments.join(" ")
+        )
+        .into())
+    }
 }

@@ -215,10 +215,10 @@ fn op_c_params(f: &Function) -> String {
 pub fn cpp_header(ops: &[Function], raw: &[Function]) -> String {
     let mut h = String::from("// Generated from bridge/*.table.\n#pragma once\n#include \"bridge.h\"\n\n");
     for f in ops {
-        let _ = writeln!(h, "int32_t zmlx_{}({});", symbol(f), op_c_params(f));
+        let _ = writeln!(h, "int32_t zmlx_{}({}) noexcept;", symbol(f), op_c_params(f));
     }
     for f in raw {
-        let _ = writeln!(h, "int32_t zmlx_{}({});", symbol(f), c_params(f).join(", "));
+        let _ = writeln!(h, "int32_t zmlx_{}({}) noexcept;", symbol(f), c_params(f).join(", "));
     }
     h.push_str("\nstruct Api {\n");
     for f in ops {
@@ -264,7 +264,7 @@ pub fn cpp_ops(ops: &[Function]) -> String {
         };
         let _ = writeln!(
             c,
-            "int32_t zmlx_{}({}) {{ return guard([&] {{ auto s = to_stream(stream); {body} }}); }}",
+            "int32_t zmlx_{}({}) noexcept {{ return guard([&] {{ auto s = to_stream(stream); {body} }}); }}",
             symbol(f),
             op_c_params(f)
         );

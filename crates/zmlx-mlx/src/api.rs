@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 
 use crate::callback;
 use crate::cpu::CpuVtable;
@@ -77,9 +77,11 @@ pub(crate) fn loaded() -> Result<&'static Loaded> {
 
 fn load() -> Result<Loaded> {
     let located = runtime::find_library()?;
+    // On macOS the bridge looks its symbols up among everything loaded; on Linux it names libmlx by its soname.
+    let flags = if cfg!(target_os = "macos") { RTLD_NOW | RTLD_GLOBAL } else { RTLD_NOW | RTLD_LOCAL };
     let open = |path: &Path| {
         // SAFETY: loading runs the initialisers of libmlx or of our own bridge, which have no preconditions.
-        unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| load_error(path, &e))
+        unsafe { Library::open(Some(path), flags) }.map_err(|e| load_error(path, &e))
     };
     let mlx = open(&located.library)?;
     check_version(&mlx, &located.library)?;
@@ -87,7 +89,12 @@ fn load() -> Result<Loaded> {
     std::mem::forget(mlx);
     let (path, keep) = bridge_file()?;
     let bridge = open(&path)?;
-    drop(keep);
+    // The loader remembers the path, so on Linux the descriptor's number must not be used again; elsewhere the file goes.
+    if cfg!(target_os = "linux") {
+        std::mem::forget(keep);
+    } else {
+        drop(keep);
+    }
     // SAFETY: the symbol has this signature (build/table.rs writes it).
     let api = unsafe {
         let get = bridge

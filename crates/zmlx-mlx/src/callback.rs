@@ -21,18 +21,19 @@ pub(crate) fn inside() -> bool {
 }
 
 /// Marks the thread as running a CPU primitive until dropped.
-pub(crate) struct Inside;
+pub(crate) struct Inside {
+    before: bool,
+}
 
 impl Inside {
     pub(crate) fn enter() -> Self {
-        INSIDE.with(|c| c.set(true));
-        Self
+        Self { before: INSIDE.with(|c| c.replace(true)) }
     }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        INSIDE.with(|c| c.set(false));
+        INSIDE.with(|c| c.set(self.before));
     }
 }
 
@@ -50,7 +51,12 @@ pub(crate) fn take_pending() -> Error {
 pub(crate) fn no_panic<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(result) => result,
-        Err(payload) => Err(Error::Panic(panic_text(payload.as_ref()))),
+        Err(payload) => {
+            let text = panic_text(payload.as_ref());
+            // The payload's own destructor may panic, and there is no net any more.
+            std::mem::forget(payload);
+            Err(Error::Panic(text))
+        }
     }
 }
 

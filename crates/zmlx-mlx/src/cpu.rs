@@ -196,8 +196,11 @@ impl CpuPrimitive {
         let api = api()?;
         let specs: Vec<Spec> = inputs.iter().map(|a| Spec::of(a)).collect();
         let outputs = callback::no_panic(|| self.kernel.outputs(&specs))?;
-        let in_place: Vec<i32> =
-            self.kernel.in_place().iter().flat_map(|&(i, o)| [i as i32, o as i32]).collect();
+        let number = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+        let in_place: Vec<i32> = callback::no_panic(|| Ok(self.kernel.in_place()))?
+            .iter()
+            .flat_map(|&(i, o)| [number(i), number(o)])
+            .collect();
         let name = CString::new(self.kernel.name().replace('\0', " ")).unwrap_or_default();
         let dims: Vec<i32> = outputs.iter().flat_map(|o| o.shape.iter().copied()).collect();
         let ranks: Vec<i32> = outputs.iter().map(|o| o.shape.len() as i32).collect();
@@ -250,6 +253,8 @@ unsafe extern "C" fn free(data: *mut c_void) {
     let held = unsafe { Box::from_raw(data as *mut Held) };
     // A panic in the destructor of something captured must not reach C++.
     let _ = callback::no_panic(|| {
+        // This may be a worker thread, where MLX must not be called.
+        let _inside = Inside::enter();
         drop(held);
         Ok(())
     });

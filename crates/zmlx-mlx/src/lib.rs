@@ -28,10 +28,14 @@
 //! shapes; every op is an error ([`Error::InsideCallback`]) rather than a deadlock.
 //!
 //! # Errors
-//! Nothing here panics or aborts. Exceptions of C++ become [`Error`] values with the op and the shapes. An error or a
+//! Exceptions of C++ become [`Error`] values with the op and the shapes. An error or a
 //! panic in a closure given to a transform comes back from the transform as it was ([`Error::Panic`] for a panic); one in
 //! a CPU primitive comes back from the evaluation that needed it, as text ([`Error::Mlx`]), and the arrays of that
 //! evaluation stay errors.
+//!
+//! Two things MLX leaves to the caller, since it sees the values only while it computes: indices given to `take`,
+//! `gather`, `scatter` and their kin must be within their axis, and on the CPU the smallest integer must not be divided
+//! by -1. Outside that, memory of others is read or the process ends.
 
 mod api;
 mod array;

@@ -10,6 +10,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The MLX release this crate is built for. A C++ ABI is only good for the exact version.
 pub const MLX_VERSION: &str = "0.32.4";
@@ -21,8 +22,10 @@ pub const VARIANT_VARIABLE: &str = "ZMLX_MLX_VARIANT";
 /// Environment variable naming the cache folder; the default is the platform's user cache folder.
 pub const CACHE_VARIABLE: &str = "ZMLX_CACHE_DIR";
 
-/// File name of the library on this platform.
-pub const LIBRARY_FILE: &str = if cfg!(target_os = "macos") { "libmlx.dylib" } else { "libmlx.so" };
+/// File name of the library on an operating system.
+pub fn library_file(os: &str) -> &'static str {
+    if os == "macos" { "libmlx.dylib" } else { "libmlx.so" }
+}
 
 /// Why no usable `libmlx` was found or fetched. Every message says what to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub const LIBRARY_FILE: &str = if cfg!(target_os = "macos") { "libmlx.dylib" } e
 pub enum LocateError {
     /// `ZMLX_MLX_DIR` names a folder without a library in it.
     NoLibraryInDir { dir: PathBuf },
+    /// A folder with a library but without the C++ headers that a build needs.
+    NoHeaders { dir: PathBuf },
     /// A library of another release.
     WrongVersion { path: PathBuf, found: String },
     /// `ZMLX_MLX_VARIANT` is none of the known ones, or not for this platform.
@@ -53,7 +58,12 @@ impl fmt::Display for LocateError {
         match self {
             Self::NoLibraryInDir { dir } => write!(
                 f,
-                "{DIR_VARIABLE}={} holds no {LIBRARY_FILE} (looked there and in lib/): point it at the `mlx` folder of an unpacked wheel, or unset it",
+                "{DIR_VARIABLE}={} holds no libmlx (looked there, in lib/ and in mlx/lib/): point it at the `mlx` folder of an unpacked wheel, or unset it",
+                dir.display()
+            ),
+            Self::NoHeaders { dir } => write!(
+                f,
+                "{DIR_VARIABLE}={} has libmlx but not the C++ headers that a build needs (include/mlx): point it at the whole `mlx` folder of an unpacked wheel",
                 dir.display()
             ),
             Self::WrongVersion { path, found } => write!(
@@ -149,16 +159,19 @@ pub fn cache_dir() -> Result<PathBuf, LocateError> {
     }
 }
 
-/// Looks for the library in `dir`: the file itself, `dir/lib`, `dir/mlx/lib`, `dir`.
-pub fn in_dir(dir: &Path) -> Option<(PathBuf, Option<PathBuf>)> {
+/// Looks for the library of `os` in `dir`: the file itself, `dir/lib`, `dir/mlx/lib`, `dir`. Gives absolute paths of the
+/// library and, where they are, its headers.
+pub fn in_dir(os: &str, dir: &Path) -> Option<(PathBuf, Option<PathBuf>)> {
+    let dir = fs::canonicalize(dir).ok()?;
+    let headers = |include: PathBuf| include.join("mlx/mlx.h").is_file().then_some(include);
     if dir.is_file() {
-        return Some((dir.to_path_buf(), None));
+        let include = dir.parent().and_then(|lib| headers(lib.join("../include")));
+        return Some((dir, include));
     }
     for (lib, include) in [("lib", "include"), ("mlx/lib", "mlx/include"), ("", "../include")] {
-        let library = dir.join(lib).join(LIBRARY_FILE);
+        let library = dir.join(lib).join(library_file(os));
         if library.is_file() {
-            let include = dir.join(include);
-            return Some((library, include.join("mlx/mlx.h").is_file().then_some(include)));
+            return Some((library, headers(dir.join(include))));
         }
     }
     None
@@ -183,8 +196,10 @@ pub fn header_version(include: &Path) -> Option<String> {
 /// then a download. `note` is told about candidates that were passed over.
 pub fn for_build(os: &str, arch: &str, note: &mut dyn FnMut(String)) -> Result<Located, LocateError> {
     if let Some(dir) = env::var_os(DIR_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from) {
-        let Some((library, Some(include))) = in_dir(&dir) else {
-            return Err(LocateError::NoLibraryInDir { dir });
+        let (library, include) = match in_dir(os, &dir) {
+            Some((library, Some(include))) => (library, include),
+            Some((_, None)) => return Err(LocateError::NoHeaders { dir }),
+            None => return Err(LocateError::NoLibraryInDir { dir }),
         };
         check_headers(&library, &include)?;
         return Ok(Located { library, include: Some(include), found_by: DIR_VARIABLE.to_owned() });
@@ -194,7 +209,7 @@ pub fn for_build(os: &str, arch: &str, note: &mut dyn FnMut(String)) -> Result<L
     // A build for another system can't use the packages of the Python found here.
     if variant.is_none() && os == env::consts::OS && arch == env::consts::ARCH {
         for dir in python_packages() {
-            match in_dir(&dir) {
+            match in_dir(os, &dir) {
                 Some((library, Some(include))) => match check_headers(&library, &include) {
                     Ok(()) => {
                         let found_by = "the mlx package of python3".to_owned();
@@ -202,7 +217,7 @@ pub fn for_build(os: &str, arch: &str, note: &mut dyn FnMut(String)) -> Result<L
                     }
                     Err(why) => note(format!("passed over {}: {why}", dir.display())),
                 },
-                _ => note(format!("passed over {}: it has no {LIBRARY_FILE} with headers", dir.display())),
+                _ => note(format!("passed over {}: it has no libmlx with headers", dir.display())),
             }
         }
     }
@@ -241,33 +256,38 @@ pub fn fetch(os: &str, arch: &str, package: &'static str) -> Result<Located, Loc
     let root = cache_dir()?.join("mlx");
     let folder = root.join(format!("{MLX_VERSION}-{package}-{os}-{arch}"));
     let found_by = format!("the {package} {MLX_VERSION} wheel in the cache");
-    if let Some((library, include @ Some(_))) = in_dir(&folder) {
-        return Ok(Located { library, include, found_by });
+    // The whole of it, of the right version; anything else is made anew.
+    let complete = || match in_dir(os, &folder) {
+        Some((library, Some(include))) if check_headers(&library, &include).is_ok() => {
+            Some(Located { library, include: Some(include), found_by: found_by.clone() })
+        }
+        _ => None,
+    };
+    if let Some(located) = complete() {
+        return Ok(located);
     }
     let cache_error = |e: std::io::Error| LocateError::Cache { dir: root.clone(), detail: e.to_string() };
-    let staging = root.join(format!(".fetch-{package}-{}", std::process::id()));
+    static FETCHES: AtomicUsize = AtomicUsize::new(0);
+    let number = FETCHES.fetch_add(1, Ordering::Relaxed);
+    let staging = root.join(format!(".fetch-{package}-{}-{number}", std::process::id()));
     fs::create_dir_all(staging.join("wheel")).map_err(cache_error)?;
     let done = fetch_into(&staging, os, arch, package).and_then(|()| {
+        // Another process may have been quicker: its copy is as good. What is there and not complete is in the way.
+        if complete().is_none() && folder.exists() {
+            fs::remove_dir_all(&folder).map_err(cache_error)?;
+        }
         match fs::rename(staging.join("unpacked"), &folder) {
-            Ok(()) => Ok(()),
-            // Another process was quicker: its copy is as good.
-            Err(_) if in_dir(&folder).is_some() => Ok(()),
-            Err(e) => Err(cache_error(e)),
+            Err(e) if complete().is_none() => Err(cache_error(e)),
+            _ => Ok(()),
         }
     });
     // What is left in the staging folder is of no use to anybody, also after a failure.
     let _ = fs::remove_dir_all(&staging);
     done?;
-    match in_dir(&folder) {
-        Some((library, Some(include))) => {
-            check_headers(&library, &include)?;
-            Ok(Located { library, include: Some(include), found_by })
-        }
-        _ => Err(LocateError::Unpack {
-            package: package.to_owned(),
-            detail: format!("{} holds no {LIBRARY_FILE} with headers", folder.display()),
-        }),
-    }
+    complete().ok_or_else(|| LocateError::Unpack {
+        package: package.to_owned(),
+        detail: format!("{} holds no libmlx {MLX_VERSION} with headers", folder.display()),
+    })
 }
 
 fn fetch_into(staging: &Path, os: &str, arch: &str, package: &str) -> Result<(), LocateError> {

@@ -172,7 +172,7 @@ pub(crate) fn find_library() -> Result<Located> {
         |library: PathBuf, found_by: &str| Located { library, include: None, found_by: found_by.to_owned() };
     let variable = |name: &str| env::var_os(name).filter(|v| !v.is_empty());
     if let Some(dir) = variable(locate::DIR_VARIABLE).map(PathBuf::from) {
-        return match locate::in_dir(&dir) {
+        return match locate::in_dir(env::consts::OS, &dir) {
             Some((library, _)) => Ok(located(library, locate::DIR_VARIABLE)),
             None => Err(locate::LocateError::NoLibraryInDir { dir }.into()),
         };
@@ -180,7 +180,7 @@ pub(crate) fn find_library() -> Result<Located> {
     let mut searched = Vec::new();
     let path_variable = if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
     for dir in variable(path_variable).iter().flat_map(env::split_paths) {
-        let library = dir.join(locate::LIBRARY_FILE);
+        let library = dir.join(locate::library_file(env::consts::OS));
         if library.is_file() {
             return Ok(located(library, path_variable));
         }
@@ -193,7 +193,7 @@ pub(crate) fn find_library() -> Result<Located> {
     };
     if variant.is_some() {
         let dir = cached()?;
-        return match locate::in_dir(&dir) {
+        return match locate::in_dir(env::consts::OS, &dir) {
             Some((library, _)) => Ok(located(library, locate::VARIANT_VARIABLE)),
             None => Err(Error::LibraryNotFound {
                 version: locate::MLX_VERSION,
@@ -203,7 +203,7 @@ pub(crate) fn find_library() -> Result<Located> {
     }
     if let Some(folder) = env::current_exe().ok().as_deref().and_then(Path::parent) {
         for dir in [folder.to_path_buf(), folder.join("lib"), folder.join("../lib")] {
-            let library = dir.join(locate::LIBRARY_FILE);
+            let library = dir.join(locate::library_file(env::consts::OS));
             if library.is_file() {
                 return Ok(located(library, "beside the program"));
             }
@@ -216,7 +216,7 @@ pub(crate) fn find_library() -> Result<Located> {
     }
     searched.push(built.display().to_string());
     if let Ok(dir) = cached() {
-        if let Some((library, _)) = locate::in_dir(&dir) {
+        if let Some((library, _)) = locate::in_dir(env::consts::OS, &dir) {
             return Ok(located(library, "the cache"));
         }
         searched.push(dir.display().to_string());

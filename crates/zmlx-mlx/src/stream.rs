@@ -31,8 +31,8 @@ thread_local! {
     static CURRENT: Cell<Option<Stream>> = const { Cell::new(None) };
 }
 
-static CPU_STREAM: OnceLock<Result<Stream>> = OnceLock::new();
-static GPU_STREAM: OnceLock<Result<Stream>> = OnceLock::new();
+static CPU_STREAM: OnceLock<Stream> = OnceLock::new();
+static GPU_STREAM: OnceLock<Stream> = OnceLock::new();
 /// Index of the default stream of the default device; -1 before first use.
 static DEFAULT: AtomicI32 = AtomicI32::new(-1);
 
@@ -55,7 +55,12 @@ impl Stream {
     /// The default stream of a device.
     pub fn default_of(device: Device) -> Result<Self> {
         let cell = if device == Device::Cpu { &CPU_STREAM } else { &GPU_STREAM };
-        cell.get_or_init(|| Self::new(device)).clone()
+        if let Some(stream) = cell.get() {
+            return Ok(*stream);
+        }
+        // Not inside get_or_init: making a stream waits for the lock, whose holder may want this cell.
+        let made = Self::new(device)?;
+        Ok(*cell.get_or_init(|| made))
     }
 
     /// The device it runs on.
@@ -94,7 +99,7 @@ pub fn default_device() -> Result<Device> {
 fn default_stream() -> Result<Stream> {
     let index = DEFAULT.load(Ordering::Relaxed);
     for cell in [&CPU_STREAM, &GPU_STREAM] {
-        if let Some(Ok(s)) = cell.get()
+        if let Some(s) = cell.get()
             && s.index == index
         {
             return Ok(*s);

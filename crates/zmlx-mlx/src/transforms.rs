@@ -5,10 +5,11 @@
 use std::ffi::c_void;
 use std::ptr;
 
-use crate::api::{RawFunction, RawList, api, check, loaded_api};
+use crate::api::{RawFunction, RawList, StreamArg, api, check, loaded_api};
 use crate::array::{Array, List};
 use crate::callback::{self, Borrowed};
 use crate::error::{Error, Result};
+use crate::stream;
 
 /// Computes arrays and waits for them.
 pub fn eval(arrays: &[&Array]) -> Result<()> {
@@ -29,11 +30,11 @@ pub fn async_eval(arrays: &[&Array]) -> Result<()> {
 /// Runs a bridge function that fills two lists.
 fn two_lists(
     what: &'static str,
-    call: impl FnOnce(&crate::api::Api, &mut *mut RawList, &mut *mut RawList) -> i32,
+    call: impl FnOnce(&crate::api::Api, &mut *mut RawList, &mut *mut RawList, StreamArg) -> i32,
 ) -> Result<(Vec<Array>, Vec<Array>)> {
     let api = api()?;
     let (mut first, mut second) = (ptr::null_mut(), ptr::null_mut());
-    let status = call(api, &mut first, &mut second);
+    let status = call(api, &mut first, &mut second, stream::current(api)?);
     check(api, status, what)?;
     // SAFETY: on success the bridge wrote two owned lists.
     let (first, second) = unsafe { (List::from_raw(first), List::from_raw(second)) };
@@ -54,8 +55,8 @@ pub fn vjp(
     let borrowed = Borrowed::new(&body);
     let (p, c) = (primals, cotangents);
     // SAFETY: the callback and the handles outlive the call.
-    two_lists("vjp", |api, a, b| unsafe {
-        (api.vjp)(&borrowed.raw(), p.as_ptr(), p.len(), c.as_ptr(), c.len(), a, b)
+    two_lists("vjp", |api, a, b, stream| unsafe {
+        (api.vjp)(&borrowed.raw(), p.as_ptr(), p.len(), c.as_ptr(), c.len(), a, b, stream)
     })
 }
 
@@ -69,8 +70,8 @@ pub fn jvp(
     let borrowed = Borrowed::new(&body);
     let (p, t) = (primals, tangents);
     // SAFETY: the callback and the handles outlive the call.
-    two_lists("jvp", |api, a, b| unsafe {
-        (api.jvp)(&borrowed.raw(), p.as_ptr(), p.len(), t.as_ptr(), t.len(), a, b)
+    two_lists("jvp", |api, a, b, stream| unsafe {
+        (api.jvp)(&borrowed.raw(), p.as_ptr(), p.len(), t.as_ptr(), t.len(), a, b, stream)
     })
 }
 
@@ -89,9 +90,9 @@ pub fn value_and_grad(
         let body = |lists: &[Vec<Array>]| f(single(lists));
         let borrowed = Borrowed::new(&body);
         // SAFETY: the callback and the handles outlive the call.
-        two_lists("value_and_grad", |api, a, b| unsafe {
+        two_lists("value_and_grad", |api, a, b, stream| unsafe {
             let (n, i) = (&argnums, inputs);
-            (api.value_and_grad)(&borrowed.raw(), n.as_ptr(), n.len(), i.as_ptr(), i.len(), a, b)
+            (api.value_and_grad)(&borrowed.raw(), n.as_ptr(), n.len(), i.as_ptr(), i.len(), a, b, stream)
         })
     }
 }
@@ -130,6 +131,7 @@ pub fn vmap(
                 o.as_ptr(),
                 o.len(),
                 &mut out,
+                stream::current(api)?,
             )
         };
         check(api, status, "vmap")?;
@@ -152,7 +154,9 @@ impl Function {
         let api = api()?;
         let mut out = ptr::null_mut();
         // SAFETY: a live function and live handles.
-        let status = unsafe { (api.function_call)(self.0, inputs.as_ptr(), inputs.len(), &mut out) };
+        let status = unsafe {
+            (api.function_call)(self.0, inputs.as_ptr(), inputs.len(), &mut out, stream::current(api)?)
+        };
         check(api, status, "function call")?;
         // SAFETY: on success the bridge wrote an owned list.
         unsafe { List::from_raw(out) }.into_arrays()

@@ -18,6 +18,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 use serde_json::Value as Json;
 use thiserror::Error as ThisError;
 
+use crate::files;
 use crate::tokenizer::ChatMessage;
 
 /// Steps a template may take before the size of the messages is added; one pays for one instruction or 64
@@ -155,11 +156,10 @@ fn message_value(message: &ChatMessage) -> Value {
 }
 
 fn read_if_there(path: &Path) -> Result<Option<String>, ChatTemplateFileError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(ChatTemplateFileError::Read { path: path.to_owned(), source }),
-    }
+    let read = |source| ChatTemplateFileError::Read { path: path.to_owned(), source };
+    let Some(bytes) = files::read_if_there(path).map_err(read)? else { return Ok(None) };
+    let text = String::from_utf8(bytes);
+    text.map(Some).map_err(|e| read(std::io::Error::new(std::io::ErrorKind::InvalidData, e.utf8_error())))
 }
 
 /// A template given as text, or as a list or map of named templates.

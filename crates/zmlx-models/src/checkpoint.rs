@@ -14,6 +14,8 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value as Json;
 use thiserror::Error;
 
+use crate::files;
+
 /// Longest header, and longest index, that is read: the limit of the reference reader.
 const LONGEST_HEADER: u64 = 100_000_000;
 const SINGLE: &str = "model.safetensors";
@@ -266,7 +268,9 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> 
     if length > LONGEST_HEADER {
         return Err(fail(IndexProblem::TooLarge { length }));
     }
-    let bytes = std::fs::read(path).map_err(read)?;
+    let Some(bytes) = files::read_if_there(path).map_err(read)? else {
+        return Err(read(std::io::ErrorKind::NotFound.into()));
+    };
     let json: Json = serde_json::from_slice(&bytes)
         .map_err(|error| fail(IndexProblem::NotJson { message: error.to_string() }))?;
     let map = json.get("weight_map").and_then(Json::as_object).filter(|map| !map.is_empty());
@@ -286,10 +290,14 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> 
 fn read_header(path: &Path) -> Result<Vec<(String, TensorInfo)>, CheckpointError> {
     let fail = |problem| CheckpointError::Header { path: path.to_owned(), problem: Box::new(problem) };
     let read = |source| CheckpointError::Read { path: path.to_owned(), source };
+    // Looked at before it is opened: opening a pipe may never return.
+    let metadata = std::fs::metadata(path).map_err(read)?;
+    if !metadata.is_file() {
+        return Err(read(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
+    }
     let mut file = File::open(path).map_err(read)?;
-    let metadata = file.metadata().map_err(read)?;
     let length = metadata.len();
-    if metadata.is_file() && length < 8 {
+    if length < 8 {
         return Err(fail(HeaderProblem::TooShort { length }));
     }
     let mut prefix = [0; 8];

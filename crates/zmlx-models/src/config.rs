@@ -1,14 +1,12 @@
 //! `config.json` and `generation_config.json`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use crate::error::LoadError;
+use crate::files;
 
-/// Longest configuration file that is read, in bytes.
-const LONGEST: u64 = 64 << 20;
 /// Largest value of a dimension or count: MLX's shapes are 32-bit, and products of two must not overflow.
 const LARGEST: i64 = 1 << 24;
 
@@ -104,16 +102,16 @@ impl ModelConfig {
     }
 }
 
-/// A finite number above 0 at `key`.
+/// A number above 0 at `key` that stays so in float32.
 pub(crate) fn positive(key: &str, value: &Value) -> Result<f64, LoadError> {
     match value.as_f64() {
-        Some(x) if x.is_finite() && x > 0.0 => Ok(x),
-        _ => Err(wrong(key, value, "a finite number above 0")),
+        Some(x) if (x as f32).is_finite() && (x as f32) > 0.0 => Ok(x),
+        _ => Err(wrong(key, value, "a number above 0 within the range of float32")),
     }
 }
 
 pub(crate) fn missing(key: &str) -> LoadError {
-    LoadError::Config { key: key.to_owned(), message: "is missing".to_owned() }
+    LoadError::MissingKey { key: key.to_owned() }
 }
 
 pub(crate) fn wrong(key: &str, value: &Value, allowed: &str) -> LoadError {
@@ -142,15 +140,9 @@ fn ids_of_config(root: &Map<String, Value>) -> Vec<u32> {
 /// The JSON object in a file; `None` when there is no such file.
 fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, LoadError> {
     let fail = |message: String| LoadError::ConfigFile { path: PathBuf::from(path), message };
-    let meta = match fs::metadata(path) {
-        Ok(meta) => meta,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(fail(e.to_string())),
-    };
-    if !meta.is_file() || meta.len() > LONGEST {
-        return Err(fail("not a configuration file".to_owned()));
-    }
-    let text = fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+    let Some(bytes) = files::read_if_there(path).map_err(|e| fail(e.to_string()))? else { return Ok(None) };
+    let text =
+        String::from_utf8(bytes).map_err(|e| fail(format!("is not UTF-8 text: {}", e.utf8_error())))?;
     match serde_json::from_str(&text) {
         Ok(Value::Object(object)) => Ok(Some(object)),
         Ok(_) => Err(fail("is not a JSON object".to_owned())),

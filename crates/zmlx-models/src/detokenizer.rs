@@ -7,6 +7,7 @@
 use tokenizers::Tokenizer as Inner;
 use tokenizers::decoders::DecoderWrapper;
 
+use crate::files;
 use crate::tokenizer::TokenizerError;
 
 /// Ids kept before the new ones, so that decoders which look back see what they need.
@@ -146,7 +147,8 @@ pub(crate) fn decode(
     if !ids.iter().any(|&id| shown_token(tokenizer, id, skip_special_tokens).is_some()) {
         return Ok(String::new());
     }
-    tokenizer.decode(ids, skip_special_tokens).map_err(|error| TokenizerError::Decode(error.to_string()))
+    let decoded = files::catch_panic(|| tokenizer.decode(ids, skip_special_tokens));
+    decoded.map_err(TokenizerError::Decode)?.map_err(|error| TokenizerError::Decode(error.to_string()))
 }
 
 /// Bytes that both texts begin with, up to a character boundary.

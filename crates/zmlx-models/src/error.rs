@@ -33,7 +33,13 @@ pub enum LoadError {
         /// What is known.
         known: String,
     },
-    /// A value of `config.json` is missing or makes no sense.
+    /// A key of `config.json` is missing.
+    #[error("config.json: {key} is missing")]
+    MissingKey {
+        /// The key.
+        key: String,
+    },
+    /// A value of `config.json` makes no sense.
     #[error("config.json: {key}: {message}")]
     Config {
         /// The key.

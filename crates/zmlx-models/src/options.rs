@@ -72,13 +72,13 @@ pub struct LoadOptions {
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplerOptions {
     /// 0 takes the most likely token; otherwise logits are divided by it.
-    pub temperature: f32,
+    pub temperature: f64,
     /// Only the `k` most likely tokens; 0 is off.
     pub top_k: u32,
     /// Only the most likely tokens that together reach this probability; 1 is off.
-    pub top_p: f32,
+    pub top_p: f64,
     /// Only tokens at least this likely relative to the most likely one; 0 is off.
-    pub min_p: f32,
+    pub min_p: f64,
     /// Divides positive and multiplies negative logits of recent tokens; 1 is off.
     pub repetition_penalty: f32,
     /// How many recent tokens the penalty looks at.
@@ -107,17 +107,22 @@ impl Default for SamplerOptions {
 impl SamplerOptions {
     /// Checks that every value is in its range.
     pub fn validate(&self) -> Result<(), GenerateError> {
-        let check = |ok: bool, name, value: f32, allowed| {
+        let check = |ok: bool, name, value: f64, allowed| {
             if ok { Ok(()) } else { Err(GenerateError::Option { name, value: value.to_string(), allowed }) }
         };
         let t = self.temperature;
         check(t.is_finite() && t >= 0.0, "temperature", t, "a finite number of at least 0")?;
         check(self.top_p > 0.0 && self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1")?;
         check((0.0..=1.0).contains(&self.min_p), "min_p", self.min_p, "between 0 and 1")?;
-        let r = self.repetition_penalty;
+        let r = f64::from(self.repetition_penalty);
         check(r.is_finite() && r > 0.0, "repetition_penalty", r, "a finite number above 0")?;
         for (_, bias) in &self.logit_bias {
-            check(!bias.is_nan() && *bias < f32::INFINITY, "logit_bias", *bias, "a number below infinity")?;
+            check(
+                !bias.is_nan() && *bias < f32::INFINITY,
+                "logit_bias",
+                f64::from(*bias),
+                "a number below infinity",
+            )?;
         }
         Ok(())
     }

@@ -59,8 +59,7 @@ impl Sampler {
             Some(key) => {
                 let (next, draw) = random::split(&key)?;
                 self.key = Some(next);
-                let scaled =
-                    self.filter(logprobs)?.multiply_scalar(1.0 / f64::from(self.options.temperature))?;
+                let scaled = self.filter(logprobs)?.multiply_scalar(1.0 / self.options.temperature)?;
                 random::categorical(&scaled, -1, &draw)?
             }
         };
@@ -99,13 +98,13 @@ impl Sampler {
             let probs = sorted.astype(Dtype::Float32)?.exp()?;
             let above = probs.cumsum(-1, true, false)?;
             let total = above.slice_axis(-1, 0, 1)?.add(&probs.slice_axis(-1, 0, 1)?)?;
-            let dropped = above.greater_equal(&total.multiply_scalar(o.top_p.into())?)?;
+            let dropped = above.greater_equal(&total.multiply_scalar(o.top_p)?)?;
             let count = dropped.sum(&[-1], true)?;
             let threshold = sorted.take_along_axis(&count, -1)?;
             logprobs = ops::where_(&logprobs.less(&threshold)?, &never(&logprobs)?, &logprobs)?;
         }
         if o.min_p > 0.0 {
-            let least = logprobs.max(&[-1], true)?.add_scalar(f64::from(o.min_p).ln())?;
+            let least = logprobs.max(&[-1], true)?.add_scalar(o.min_p.ln())?;
             logprobs = ops::where_(&logprobs.less(&least)?, &never(&logprobs)?, &logprobs)?;
         }
         let vocabulary = logprobs.dim(-1)?;

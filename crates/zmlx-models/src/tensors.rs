@@ -149,6 +149,10 @@ impl Tensors {
                 // An override without a mode is affine, whatever the top level says.
                 return quantization(path, value, columns).map(Format::Quantized);
             }
+            // As in mlx-lm, `true` is the setting of the top level.
+            Some(Value::Bool(true)) => {
+                return quantization(path, &Value::Object(section.clone()), columns).map(Format::Quantized);
+            }
             Some(value) => return Err(quantization_error(path, format!("{value} is no quantization"))),
             None => {}
         }
@@ -203,12 +207,22 @@ fn quantization_section(config: &ModelConfig) -> Result<Option<&serde_json::Map<
 }
 
 fn quantization(path: &str, value: &Value, columns: i32) -> Result<Quantization, LoadError> {
-    let number = |key: &str| {
-        let n = value.get(key).and_then(Value::as_i64).and_then(|n| i32::try_from(n).ok());
-        n.ok_or_else(|| quantization_error(path, format!("{key} is missing or no whole number")))
-    };
     let mode = value.get("mode").and_then(Value::as_str).unwrap_or("affine").to_owned();
-    checked(path, Quantization { group_size: number("group_size")?, bits: number("bits")?, mode }, columns)
+    let (group_size, bits) = match mode.as_str() {
+        "mxfp4" => (32, 4),
+        "mxfp8" => (32, 8),
+        "nvfp4" => (16, 4),
+        _ => (64, 4),
+    };
+    let number = |key: &str, default: i32| match value.get(key) {
+        None | Some(Value::Null) => Ok(default),
+        Some(n) => n
+            .as_i64()
+            .and_then(|n| i32::try_from(n).ok())
+            .ok_or_else(|| quantization_error(path, format!("{key} is no whole number"))),
+    };
+    let (group_size, bits) = (number("group_size", group_size)?, number("bits", bits)?);
+    checked(path, Quantization { group_size, bits, mode }, columns)
 }
 
 /// Checks against what MLX can do.

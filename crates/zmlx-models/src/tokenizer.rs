@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::chat_template::{ChatTemplate, ChatTemplateError, ChatTemplateFileError};
 use crate::detokenizer::{self, StreamDecoder};
+use crate::files;
 
 /// Why a tokenizer could not be loaded or used.
 #[derive(Debug, Error)]
@@ -82,7 +83,12 @@ impl Tokenizer {
             path: path.clone(),
             message: one_line(&error),
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(parse)?;
+        let malformed = |message: String| TokenizerError::Parse { path: path.clone(), message };
+        // The library panics on some files that are no JSON, or say what no tokenizer can do.
+        serde_json::from_slice::<serde::de::IgnoredAny>(&bytes)
+            .map_err(|error| malformed(error.to_string()))?;
+        let loaded = files::catch_panic(|| tokenizers::Tokenizer::from_bytes(bytes));
+        let mut inner = loaded.map_err(malformed)?.map_err(parse)?;
         // A file may carry the settings of the batches it was made with; a prompt is neither cut nor
         // padded.
         inner.with_truncation(None).map_err(parse)?;
@@ -105,8 +111,9 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Encode`], for instance for a character that a vocabulary without fallback lacks.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.encode_fast(text, add_special_tokens);
+        let encoding = files::catch_panic(|| self.inner.encode_fast(text, add_special_tokens));
         encoding
+            .map_err(TokenizerError::Encode)?
             .map(|encoding| encoding.get_ids().to_vec())
             .map_err(|error| TokenizerError::Encode(one_line(&error)))
     }
@@ -180,11 +187,7 @@ fn named_tokens(config: &Json) -> BTreeMap<String, String> {
 }
 
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TokenizerError::Read { path: path.to_owned(), source }),
-    }
+    files::read_if_there(path).map_err(|source| TokenizerError::Read { path: path.to_owned(), source })
 }
 
 /// A JSON object; an empty one if the file is not there.

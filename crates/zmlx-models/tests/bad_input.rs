@@ -55,7 +55,7 @@ fn edit_weights(dir: &Path, edit: impl Fn(&mut BTreeMap<String, Array>)) {
 fn folders_and_configurations() {
     expect(Path::new("/no/such/folder"), &["/no/such/folder"]);
     type Edit = fn(&mut Value);
-    let cases: [(&str, Edit, &[&str]); 15] = [
+    let cases: [(&str, Edit, &[&str]); 19] = [
         ("no family", |c| drop(c.as_object_mut().unwrap().remove("model_type")), &["model_type"]),
         ("unknown family", |c| c["model_type"] = json!("gpt5"), &["gpt5", "lfm2_moe"]),
         (
@@ -72,6 +72,10 @@ fn folders_and_configurations() {
         ("layer types", |c| c["layer_types"] = json!(["conv"]), &["layer_types", "6"]),
         ("unknown layer type", |c| c["layer_types"][0] = json!("mamba"), &["layer_types", "mamba"]),
         ("eps", |c| c["norm_eps"] = json!(0), &["norm_eps"]),
+        ("layers", |c| c["num_hidden_layers"] = json!(1 << 20), &["num_hidden_layers", "1024"]),
+        ("attention list", |c| c["full_attn_idxs"] = json!("x"), &["full_attn_idxs", "list"]),
+        ("odd head", |c| c["hidden_size"] = json!(4 * 63), &["num_attention_heads", "even"]),
+        ("eps out of range", |c| c["norm_eps"] = json!(1e308), &["norm_eps", "float32"]),
         ("method", |c| c["quantization"] = json!({"quant_method": "awq"}), &["awq", "convert"]),
         (
             "override",
@@ -140,6 +144,43 @@ fn weights() {
     expect(dir.path(), &["model.safetensors", "header"]);
     fs::remove_file(&path).unwrap();
     expect(dir.path(), &["no model*.safetensors"]);
+}
+
+#[test]
+fn tokenizers_that_make_the_library_panic() {
+    type Edit = fn(&mut Value);
+    let cases: [(&str, Edit); 4] = [
+        ("empty pattern", |t| {
+            t["normalizer"] = json!({"type": "Replace", "pattern": {"String": ""}, "content": "b"})
+        }),
+        ("charsmap", |t| t["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": ""})),
+        ("length 0", |t| t["pre_tokenizer"] = json!({"type": "FixedLength", "length": 0})),
+        ("prefix", |t| t["model"]["continuing_subword_prefix"] = json!("zzz")),
+    ];
+    for (name, edit) in cases {
+        let dir = copy();
+        let path = dir.path().join("tokenizer.json");
+        let mut json: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        edit(&mut json);
+        fs::write(&path, json.to_string()).unwrap();
+        // Some are noticed when the file is read, some when it is used; none ends the process.
+        let used = Model::load(dir.path(), &LoadOptions::default(), &mut |_| {})
+            .map_err(|e| e.to_string())
+            .and_then(|m| m.tokenizer().unwrap().encode("a story", true).map_err(|e| e.to_string()));
+        assert!(used.is_err_and(|text| !text.contains('\n')), "{name}");
+    }
+    let dir = copy();
+    let path = dir.path().join("tokenizer.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replacen("\"decoder\"", "\"dec\u{1}oder\"", 1)).unwrap();
+    expect(dir.path(), &["tokenizer.json", "control character"]);
+    #[cfg(unix)]
+    {
+        // A folder where a file should be stands for pipes and devices: none is opened.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        expect(dir.path(), &["tokenizer.json", "not a regular file"]);
+    }
 }
 
 #[test]
@@ -226,7 +267,7 @@ fn prompts_and_options() {
         (vec![1], GenerateOptions { max_tokens: 0, ..plain.clone() }, "max_tokens"),
         (vec![1], GenerateOptions { prefill_chunk: 0, ..plain.clone() }, "prefill_chunk"),
         (vec![1], with(SamplerOptions { temperature: -1.0, ..base() }), "temperature"),
-        (vec![1], with(SamplerOptions { temperature: f32::NAN, ..base() }), "temperature"),
+        (vec![1], with(SamplerOptions { temperature: f64::NAN, ..base() }), "temperature"),
         (vec![1], with(SamplerOptions { top_p: 0.0, ..base() }), "top_p"),
         (vec![1], with(SamplerOptions { min_p: 1.5, ..base() }), "min_p"),
         (vec![1], with(SamplerOptions { repetition_penalty: 0.0, ..base() }), "repetition_penalty"),

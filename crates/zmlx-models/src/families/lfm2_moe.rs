@@ -20,6 +20,9 @@ use crate::tensors::Tensors;
 
 pub(super) const FAMILY: Family = Family { model_types: &["lfm2_moe"], sanitize, build };
 
+/// Graphs are built before weights are looked at, so a wild number must not build a wild graph.
+const MOST_LAYERS: i32 = 1024;
+
 struct Config {
     vocab_size: i32,
     hidden_size: i32,
@@ -46,6 +49,10 @@ struct Config {
 impl Config {
     fn read(c: &ModelConfig) -> Result<Self, LoadError> {
         let layers = c.size("num_hidden_layers")?;
+        if layers > MOST_LAYERS {
+            let message = format!("{layers} is more than the {MOST_LAYERS} that are supported");
+            return Err(LoadError::Config { key: "num_hidden_layers".to_owned(), message });
+        }
         let hidden_size = c.size("hidden_size")?;
         let heads = c.size("num_attention_heads")?;
         let kv_heads = c.size("num_key_value_heads")?;
@@ -53,6 +60,10 @@ impl Config {
             let message = format!(
                 "{hidden_size} hidden, {heads} attention and {kv_heads} key/value heads must divide one another"
             );
+            return Err(LoadError::Config { key: "num_attention_heads".to_owned(), message });
+        }
+        if (hidden_size / heads) % 2 != 0 {
+            let message = format!("rotary embedding needs an even head size, not {hidden_size} / {heads}");
             return Err(LoadError::Config { key: "num_attention_heads".to_owned(), message });
         }
         let (num_experts, num_experts_per_tok) = (c.size("num_experts")?, c.size("num_experts_per_tok")?);
@@ -94,7 +105,9 @@ fn attention_layers(c: &ModelConfig, layers: i32) -> Result<Vec<bool>, LoadError
     let layers = layers as usize;
     if let Some(value) = c.get("full_attn_idxs") {
         let mut attention = vec![false; layers];
-        for item in value.as_array().map_or(&[][..], Vec::as_slice) {
+        let numbers =
+            value.as_array().ok_or_else(|| wrong("full_attn_idxs", value, "a list of layer numbers"))?;
+        for item in numbers {
             let slot = item.as_u64().and_then(|i| attention.get_mut(i as usize));
             *slot.ok_or_else(|| wrong("full_attn_idxs", value, "layer numbers"))? = true;
         }
