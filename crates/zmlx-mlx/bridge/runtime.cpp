@@ -242,6 +242,15 @@ int32_t zmlx_stream_new(bool gpu, int32_t* out) noexcept {
     (void)parked;
     streams().push_back(mx::new_thread_unsafe_stream(d));
     *out = static_cast<int32_t>(streams().size() - 1);
+    // The CUDA library waits on the GPU, with a spinning kernel, for what a CPU stream signals with another kernel. If
+    // that one were loaded while the first spins, each would wait for the other: so it is loaded now.
+    static bool signalled = false;
+    if (!gpu && !signalled && mx::cu::is_available()) {
+      signalled = true;
+      auto a = mx::add(mx::zeros({1}, mx::float32, streams().back()), mx::ones({1}, mx::float32, streams().back()), streams().back());
+      mx::async_eval({a});
+      a.wait();
+    }
   });
 }
 
