@@ -131,16 +131,9 @@ impl BoundWeight {
     pub fn dense(&self) -> Result<Array> {
         match self {
             Self::Dense(a) => Ok(a.clone()),
-            Self::Quantized { packed, scales, biases, quantization: q } => ops::dequantize(
-                packed,
-                scales,
-                biases.as_ref(),
-                Some(q.group_size),
-                Some(q.bits),
-                &q.mode,
-                None,
-                None,
-            ),
+            Self::Quantized { packed, scales, biases, quantization } => {
+                dequantize(packed, scales, biases.as_ref(), quantization)
+            }
         }
     }
 
@@ -186,19 +179,14 @@ impl BoundWeight {
     pub fn rows(&self, ids: &Array) -> Result<Array> {
         match self {
             Self::Dense(w) => w.take(ids, 0),
-            Self::Quantized { packed, scales, biases, quantization: q } => {
+            Self::Quantized { packed, scales, biases, quantization } => {
                 let biases = biases.as_ref().map(|b| b.take(ids, 0)).transpose()?;
-                ops::dequantize(
-                    &packed.take(ids, 0)?,
-                    &scales.take(ids, 0)?,
-                    biases.as_ref(),
-                    Some(q.group_size),
-                    Some(q.bits),
-                    &q.mode,
-                    None,
-                    None,
-                )
+                dequantize(&packed.take(ids, 0)?, &scales.take(ids, 0)?, biases.as_ref(), quantization)
             }
         }
     }
+}
+
+fn dequantize(packed: &Array, scales: &Array, biases: Option<&Array>, q: &Quantization) -> Result<Array> {
+    ops::dequantize(packed, scales, biases, Some(q.group_size), Some(q.bits), &q.mode, None, None)
 }
