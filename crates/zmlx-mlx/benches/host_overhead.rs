@@ -6,8 +6,8 @@ use zmlx_mlx::{Result, Stream};
 
 fn main() -> Result<()> {
     const LENGTH: u64 = 1000;
-    const REPEATS: u64 = 20;
-    const ROUNDS: usize = 15;
+    const REPEATS: u64 = 5;
+    const ROUNDS: usize = 101;
     let stream = Stream::default_of(default_device()?)?;
     println!(
         "chain of {LENGTH} dependent adds of 16 floats, {REPEATS} a round, median of {ROUNDS} interleaved rounds"

@@ -111,6 +111,8 @@ fn traces_belong_to_their_function_on_every_thread() -> Result<()> {
         }
         drop(send);
         assert!(caller.join().unwrap());
+        // A drop while another thread holds the lock is left to whoever takes it next.
+        vector(&[0.0])?;
         assert_eq!(Arc::strong_count(&token), 1, "the traces are gone with their functions");
         Ok(())
     })
