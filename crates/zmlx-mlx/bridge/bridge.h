@@ -97,6 +97,15 @@ struct CpuVtable {
   int32_t (*shapes)(void* data, const List* in, void* sink, void (*push)(void* sink, const int32_t* dims, size_t rank));
 };
 
+// Derivatives and vectorisation of arrays that some primitive gives. `rule` 0 is vjp (primals, cotangents, outputs;
+// numbers: argnums), 1 is jvp (primals, tangents; argnums), 2 is vmap (inputs; axes, -1 for none), which also writes the
+// axis of each output.
+struct TransformsVtable {
+  void* data;
+  void (*drop)(void* data);
+  int32_t (*call)(void* data, int32_t rule, const List* const* lists, size_t lists_n, const int32_t* numbers, size_t numbers_n, List* out, int32_t* axes);
+};
+
 struct Kernel;
 struct Api;
 
@@ -249,6 +258,12 @@ inline const array& with_heads(const array& a, int axis) {
 }
 // MLX trusts that scales and biases fit the packed weight.
 const array& checked_scales(const array& w, const array& scales, const std::optional<array>& biases, std::optional<int> group_size, std::optional<int> bits, const std::string& mode);
+
+// Memory for an output of a CPU primitive (pool.cpp). Kept buffers count as active in MLX: subtract `pool_bytes`.
+mx::allocator::Data pool_malloc(size_t bytes);
+size_t pool_bytes();
+void pool_clear();
+void pool_set_limit(size_t bytes);
 
 mx::Dtype to_dtype(int32_t code);
 inline std::optional<mx::Dtype> opt_dtype(int32_t code) {

@@ -58,7 +58,7 @@ class RustPrimitive : public mx::Primitive {
           continue;
         }
       }
-      out.set_data(mx::allocator::malloc(out.nbytes()));
+      out.set_data(pool_malloc(out.nbytes()));
     }
     std::vector<array> in, out;
     for (const auto& a : inputs) {

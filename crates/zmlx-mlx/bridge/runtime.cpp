@@ -273,15 +273,22 @@ int32_t zmlx_stream_synchronize(StreamArg index) noexcept {
 }
 
 int32_t zmlx_memory(int32_t which, uint64_t* out) noexcept {
-  return guard([&] { *out = which == 0 ? mx::get_active_memory() : which == 1 ? mx::get_peak_memory() : which == 2 ? mx::get_cache_memory() : mx::get_memory_limit(); });
+  return guard([&] {
+    size_t active = mx::get_active_memory(), kept = std::min(pool_bytes(), active);
+    *out = which == 0 ? active - kept : which == 1 ? mx::get_peak_memory() : which == 2 ? mx::get_cache_memory() + kept : mx::get_memory_limit();
+  });
 }
-
 int32_t zmlx_memory_limit(int32_t which, uint64_t value, uint64_t* out) noexcept {
-  return guard([&] { *out = which == 0 ? mx::set_memory_limit(value) : which == 1 ? mx::set_cache_limit(value) : mx::set_wired_limit(value); });
+  return guard([&] {
+    if (which == 1) pool_set_limit(value);
+    *out = which == 0 ? mx::set_memory_limit(value) : which == 1 ? mx::set_cache_limit(value) : mx::set_wired_limit(value);
+  });
 }
-
 int32_t zmlx_clear_cache() noexcept {
-  return guard([] { mx::clear_cache(); });
+  return guard([] {
+    pool_clear();
+    mx::clear_cache();
+  });
 }
 int32_t zmlx_reset_peak_memory() noexcept {
   return guard([] { mx::reset_peak_memory(); });

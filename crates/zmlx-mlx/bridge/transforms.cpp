@@ -3,6 +3,7 @@
 
 #include "mlx/compile.h"
 #include "mlx/compile_impl.h"
+#include "mlx/primitives.h"
 #include "mlx/transforms.h"
 
 namespace {
@@ -24,7 +25,71 @@ Function owned_function(const Callback* f) {
   return [c](const List& in) { return call_rust(*c, {&in}); };
 }
 
+// Another primitive with the derivatives and the vectorisation that Rust gives. Unlike MLX's own CustomTransforms it
+// adds no node, and transforms do not see the primitive inside, which has none of these rules.
+class Transformed : public mx::Primitive {
+ public:
+  Transformed(std::shared_ptr<mx::Primitive> inner, std::shared_ptr<TransformsVtable> rules, size_t outputs)
+      : Primitive(inner->stream()), inner_(std::move(inner)), rules_(std::move(rules)), outputs_(outputs) {}
+
+  void eval_cpu(const List& inputs, List& outputs) override { inner_->eval_cpu(inputs, outputs); }
+  void eval_gpu(const List& inputs, List& outputs) override { inner_->eval_gpu(inputs, outputs); }
+  const char* name() const override { return inner_->name(); }
+  std::vector<mx::Shape> output_shapes(const List& inputs) override { return inner_->output_shapes(inputs); }
+
+  List vjp(const List& primals, const List& cotangents, const std::vector<int>& argnums, const List& outputs) override {
+    auto grads = call(0, {&primals, &cotangents, &outputs}, argnums, argnums.size(), nullptr);
+    for (size_t i = 0; i < grads.size(); ++i) {
+      if (grads[i].shape() != primals[argnums[i]].shape()) throw std::invalid_argument("[" + std::string(name()) + "] vjp gave a gradient of another shape than its input");
+    }
+    return grads;
+  }
+
+  List jvp(const List& primals, const List& tangents, const std::vector<int>& argnums) override {
+    return call(1, {&primals, &tangents}, argnums, outputs_, nullptr);
+  }
+
+  std::pair<List, std::vector<int>> vmap(const List& inputs, const std::vector<int>& axes) override {
+    std::vector<int32_t> out_axes(outputs_, 0);
+    auto out = call(2, {&inputs}, axes, outputs_, out_axes.data());
+    return {std::move(out), std::vector<int>(out_axes.begin(), out_axes.end())};
+  }
+
+ private:
+  List call(int32_t rule, std::initializer_list<const List*> lists, const std::vector<int>& numbers, size_t expected, int32_t* axes) {
+    List out;
+    if (rules_->call(rules_->data, rule, lists.begin(), lists.size(), numbers.data(), numbers.size(), &out, axes) != 0) throw RustError();
+    if (out.size() != expected) throw std::invalid_argument("[" + std::string(name()) + "] a transform gave " + std::to_string(out.size()) + " arrays, not " + std::to_string(expected));
+    return out;
+  }
+
+  std::shared_ptr<mx::Primitive> inner_;
+  std::shared_ptr<TransformsVtable> rules_;
+  size_t outputs_;
+};
+
 }  // namespace
+
+int32_t zmlx_with_transforms(const TransformsVtable* v, const array* const* const* in, size_t in_n, List** out) noexcept {
+  // From here on the rules are owned, whatever happens.
+  auto rules = std::shared_ptr<TransformsVtable>(new TransformsVtable(*v), [](TransformsVtable* p) {
+    p->drop(p->data);
+    delete p;
+  });
+  return guard([&] {
+    auto arrays = to_vec(in, in_n);
+    if (arrays.empty() || !arrays[0].has_primitive()) throw std::invalid_argument("with_transforms needs the outputs of a primitive that has not run");
+    auto inner = arrays[0].primitive_ptr();
+    std::vector<mx::Shape> shapes;
+    std::vector<mx::Dtype> dtypes;
+    for (auto& a : arrays) {
+      if (!a.has_primitive() || a.primitive_ptr() != inner) throw std::invalid_argument("with_transforms needs all outputs of one primitive");
+      shapes.push_back(a.shape());
+      dtypes.push_back(a.dtype());
+    }
+    put(out, array::make_arrays(std::move(shapes), dtypes, std::make_shared<Transformed>(inner, rules, arrays.size()), arrays[0].inputs()));
+  });
+}
 
 int32_t zmlx_vjp(const Callback* f, const array* const* const* p, size_t p_n, const array* const* const* c, size_t c_n, List** outputs, List** grads, StreamArg stream) noexcept {
   return guard([&] {

@@ -71,7 +71,7 @@ fn compile(out: &Path, include: &Path, lib_dir: &Path, os: &str) -> Result<(), B
         .include("bridge")
         .include(out);
     let mut sources = vec![out.join("ops.cpp")];
-    for name in ["array", "transforms", "kernels", "cpu_primitive", "runtime", "bench"] {
+    for name in ["array", "transforms", "kernels", "cpu_primitive", "runtime", "bench", "pool"] {
         sources.push(PathBuf::from(format!("bridge/{name}.cpp")));
     }
     build.files(&sources);

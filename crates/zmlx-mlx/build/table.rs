@@ -172,6 +172,7 @@ fn kind(ty: &str) -> Option<Kind> {
         "kernel_out" => k("", &["*mut *mut RawKernel"], &[], &["Kernel**"], ""),
         "kernel_spec" => k("", &["*const KernelSpec"], &[], &["const KernelSpec*"], ""),
         "kernel_call" => k("", &["*const KernelCall"], &[], &["const KernelCall*"], ""),
+        "transforms_vtable" => k("", &["*const TransformsVtable"], &[], &["const TransformsVtable*"], ""),
         "cpu_vtable" => k("", &["*const CpuVtable"], &[], &["const CpuVtable*"], ""),
         _ => None,
     }

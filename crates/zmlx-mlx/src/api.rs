@@ -11,6 +11,7 @@ use crate::cpu::CpuVtable;
 use crate::error::{Error, Result};
 use crate::kernel::{KernelCall, KernelSpec};
 use crate::locate::{self, Located};
+use crate::transforms::TransformsVtable;
 use crate::{Array, runtime};
 
 macro_rules! opaque {

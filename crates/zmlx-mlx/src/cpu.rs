@@ -115,16 +115,24 @@ impl CpuView {
         Dtype::from_code(self.dtype).unwrap_or(Dtype::Uint8)
     }
 
-    fn typed<T: Plain>(&self, what: &str) -> Result<(*mut T, usize)> {
-        let found = self.dtype();
-        if found != T::DTYPE {
-            return Err(Error::Dtype { expected: T::DTYPE, found });
-        }
+    fn bytes(&self, what: &str) -> Result<(*mut u8, usize)> {
         if self.bytes == 0 {
             return Ok((ptr::NonNull::dangling().as_ptr(), 0));
         }
         if self.data.is_null() {
             return Err(Error::Argument(format!("{what} was handed over to an output: read it there")));
+        }
+        Ok((self.data as *mut u8, self.bytes))
+    }
+
+    fn typed<T: Plain>(&self, what: &str) -> Result<(*mut T, usize)> {
+        let found = self.dtype();
+        if found != T::DTYPE {
+            return Err(Error::Dtype { expected: T::DTYPE, found });
+        }
+        self.bytes(what)?;
+        if self.bytes == 0 {
+            return Ok((ptr::NonNull::dangling().as_ptr(), 0));
         }
         if !(self.data as usize).is_multiple_of(align_of::<T>()) {
             return Err(Error::Argument(format!("{what} is not aligned for {found}")));
@@ -142,6 +150,13 @@ impl CpuInput<'_> {
     /// The element type.
     pub fn dtype(&self) -> Dtype {
         self.0.dtype()
+    }
+
+    /// The elements' bytes in row-major order, of any dtype.
+    pub fn as_bytes(&self) -> Result<&[u8]> {
+        let (data, len) = self.0.bytes("the input")?;
+        // SAFETY: memory of `len` bytes that nobody writes during the callback.
+        Ok(unsafe { std::slice::from_raw_parts(data, len) })
     }
 
     /// The elements in row-major order; the type must match the dtype.
@@ -166,6 +181,13 @@ impl CpuOutput<'_> {
     /// The input whose values this output starts with, for an in-place pair.
     pub fn source(&self) -> Option<usize> {
         usize::try_from(self.0.source).ok()
+    }
+
+    /// The elements' bytes in row-major order, of any dtype. Only values of the dtype may be written (`bool`: 0 or 1).
+    pub fn as_mut_bytes(&mut self) -> Result<&mut [u8]> {
+        let (data, len) = self.0.bytes("the output")?;
+        // SAFETY: as in `as_mut_slice`.
+        Ok(unsafe { std::slice::from_raw_parts_mut(data, len) })
     }
 
     /// The elements in row-major order; the type must match the dtype.

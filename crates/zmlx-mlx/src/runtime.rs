@@ -100,6 +100,16 @@ pub struct Doctor {
     pub error: Option<String>,
 }
 
+/// The name of the GPU of the loaded library. [`Error::Unavailable`] without one.
+pub fn device_name() -> Result<String> {
+    for backend in [Backend::Metal, Backend::Cuda] {
+        if let (true, name, _) = backend_state(backend)? {
+            return Ok(name);
+        }
+    }
+    Err(Error::Unavailable { what: "the name of the GPU", needs: "a GPU" })
+}
+
 /// Loads the library if need be and reports on it. Never fails: what is wrong is in the report.
 pub fn doctor() -> Doctor {
     let (library, found_by, error) = match loaded() {

@@ -137,6 +137,14 @@ pub(crate) fn current_cpu() -> Result<StreamArg> {
     }
 }
 
+/// The device of the calling thread's current stream, where ops run.
+pub fn current_device() -> Result<Device> {
+    match CURRENT.with(Cell::get) {
+        Some(stream) => Ok(stream.device),
+        None => default_device(),
+    }
+}
+
 /// Runs `f` with `stream` as this thread's current stream.
 pub fn with_stream<T>(stream: Stream, f: impl FnOnce() -> T) -> T {
     struct Restore(Option<Stream>);

@@ -7,7 +7,7 @@ use std::ptr;
 
 use crate::api::{RawFunction, RawList, StreamArg, api, check, loaded_api};
 use crate::array::{Array, List};
-use crate::callback::{self, Borrowed};
+use crate::callback::{self, Borrowed, no_panic};
 use crate::error::{Error, Result};
 use crate::stream;
 
@@ -230,4 +230,115 @@ pub fn custom_vjp(
     let status = unsafe { (api.custom_vjp)(&forward, &backward, &mut out) };
     check(api, status, "custom_vjp")?;
     Ok(Function(out))
+}
+
+/// Rules of differentiation and vectorisation for the outputs of a primitive; see [`with_transforms`]. They build
+/// graphs: nothing is computed in them.
+pub trait Transforms: Send + Sync + 'static {
+    /// Gradients with respect to the inputs numbered `argnums`, each in the shape of its input.
+    fn vjp(
+        &self,
+        primals: &[Array],
+        cotangents: &[Array],
+        outputs: &[Array],
+        argnums: &[usize],
+    ) -> Result<Vec<Array>>;
+
+    /// Tangents of all outputs for tangents of the inputs numbered `argnums`.
+    fn jvp(&self, primals: &[Array], tangents: &[Array], argnums: &[usize]) -> Result<Vec<Array>>;
+
+    /// The outputs for inputs that carry a further axis (`None`: the same for all), with the axis of each output.
+    fn vmap(&self, inputs: &[Array], axes: &[Option<usize>]) -> Result<(Vec<Array>, Vec<usize>)>;
+}
+
+#[repr(C)]
+pub(crate) struct TransformsVtable {
+    data: *mut c_void,
+    drop: unsafe extern "C" fn(*mut c_void),
+    call: unsafe extern "C" fn(
+        *mut c_void,
+        i32,
+        *const *const RawList,
+        usize,
+        *const i32,
+        usize,
+        *mut RawList,
+        *mut i32,
+    ) -> i32,
+}
+
+/// The rules, and how many outputs there are.
+type Rules = (Box<dyn Transforms>, usize);
+
+/// The outputs of one primitive that has not run yet (a [CPU primitive](crate::cpu), a [kernel](crate::kernel)), with
+/// these rules in place of its own. All of its outputs must be given, in order.
+pub fn with_transforms(outputs: &[&Array], rules: impl Transforms) -> Result<Vec<Array>> {
+    let api = api()?;
+    let held: *mut Rules = Box::into_raw(Box::new((Box::new(rules), outputs.len())));
+    let vtable = TransformsVtable { data: held as *mut c_void, drop: free_rules, call: call_rules };
+    let mut out = ptr::null_mut();
+    // SAFETY: live handles; the bridge takes over `held` whatever happens.
+    let status = unsafe { (api.with_transforms)(&vtable, outputs.as_ptr(), outputs.len(), &mut out) };
+    check(api, status, "with_transforms")?;
+    // SAFETY: on success the bridge wrote an owned list.
+    unsafe { List::from_raw(out) }.into_arrays()
+}
+
+unsafe extern "C" fn free_rules(data: *mut c_void) {
+    // SAFETY: made by `Box::into_raw` in `with_transforms`; the bridge frees it once.
+    let rules = unsafe { Box::from_raw(data as *mut Rules) };
+    // A panic in the destructor of something captured must not reach C++.
+    let _ = no_panic(|| {
+        // This may be a worker thread, where MLX must not be called.
+        let _inside = callback::Inside::enter();
+        drop(rules);
+        Ok(())
+    });
+}
+
+unsafe extern "C" fn call_rules(
+    data: *mut c_void,
+    rule: i32,
+    lists: *const *const RawList,
+    lists_n: usize,
+    numbers: *const i32,
+    numbers_n: usize,
+    out: *mut RawList,
+    out_axes: *mut i32,
+) -> i32 {
+    let result = no_panic(|| {
+        // SAFETY: the bridge passes the live rules, live lists and `numbers_n` numbers.
+        let ((rules, outputs), lists, numbers) = unsafe {
+            let numbers = if numbers_n == 0 { &[] } else { std::slice::from_raw_parts(numbers, numbers_n) };
+            (&*(data as *const Rules), std::slice::from_raw_parts(lists, lists_n), numbers)
+        };
+        let lists = lists.iter().map(|l| List::read(*l)).collect::<Result<Vec<_>>>()?;
+        let argnums = || numbers.iter().map(|&n| n as usize).collect::<Vec<_>>();
+        let arrays = match (rule, lists.as_slice()) {
+            (0, [primals, cotangents, outputs]) => rules.vjp(primals, cotangents, outputs, &argnums())?,
+            (1, [primals, tangents]) => rules.jvp(primals, tangents, &argnums())?,
+            (2, [inputs]) => {
+                let axes: Vec<Option<usize>> = numbers.iter().map(|&n| usize::try_from(n).ok()).collect();
+                let (arrays, axes) = rules.vmap(inputs, &axes)?;
+                for (i, axis) in axes.iter().enumerate().take(*outputs) {
+                    // SAFETY: the bridge gives room for one axis an output.
+                    unsafe { *out_axes.add(i) = *axis as i32 };
+                }
+                arrays
+            }
+            _ => {
+                return Err(Error::Argument(
+                    "a transform was called with other lists than it takes".to_owned(),
+                ));
+            }
+        };
+        arrays.iter().try_for_each(|a| List::push_to(out, a))
+    });
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            callback::set_pending(error);
+            2
+        }
+    }
 }
