@@ -110,9 +110,11 @@ impl Node {
         match self {
             Self::Op(_, args) => args,
             Self::Load { at, .. } => at,
-            Self::Random(a) | Self::Cast(_, a) | Self::Bitcast(_, a) | Self::Reduce(_, a) | Self::Scan { arg: a, .. } => {
-                std::slice::from_ref(a)
-            }
+            Self::Random(a)
+            | Self::Cast(_, a)
+            | Self::Bitcast(_, a)
+            | Self::Reduce(_, a)
+            | Self::Scan { arg: a, .. } => std::slice::from_ref(a),
             Self::Input(_) | Self::Const(_) | Self::Index(_) | Self::Len(_) => &[],
         }
     }
@@ -123,7 +125,11 @@ impl Node {
         match &mut node {
             Self::Op(_, args) => args.iter_mut().for_each(|a| *a = f(*a)),
             Self::Load { at, .. } => at.iter_mut().for_each(|a| *a = f(*a)),
-            Self::Random(a) | Self::Cast(_, a) | Self::Bitcast(_, a) | Self::Reduce(_, a) | Self::Scan { arg: a, .. } => {
+            Self::Random(a)
+            | Self::Cast(_, a)
+            | Self::Bitcast(_, a)
+            | Self::Reduce(_, a)
+            | Self::Scan { arg: a, .. } => {
                 *a = f(*a);
             }
             Self::Input(_) | Self::Const(_) | Self::Index(_) | Self::Len(_) => {}

@@ -92,7 +92,9 @@ impl Kernel {
         names.extend(self.inputs.iter().map(|i| i.name.as_str()));
         names.extend(self.outputs.iter().map(|o| o.name.as_str()));
         if let Some(n) = names.iter().find(|n| !is_identifier(n)) {
-            return bad(format!("{n:?} is not an identifier (letters, digits and _, not starting with a digit)"));
+            return bad(format!(
+                "{n:?} is not an identifier (letters, digits and _, not starting with a digit)"
+            ));
         }
         if let Some(n) = names.iter().find(|n| LITERALS.contains(n)) {
             return bad(format!("{n} is a literal of the language and can't be a name"));
@@ -136,16 +138,19 @@ impl Kernel {
             }
             Node::Input(n) => match self.inputs.get(*n as usize).map(|d| d.role) {
                 None => bad(format!("node {i} reads input {n}, which is not there")),
-                Some(Role::Indexed(_)) => {
-                    bad(format!("node {i}: {} is read at computed places only", self.inputs[*n as usize].name))
-                }
+                Some(Role::Indexed(_)) => bad(format!(
+                    "node {i}: {} is read at computed places only",
+                    self.inputs[*n as usize].name
+                )),
                 Some(_) => Ok(()),
             },
             Node::Load { input, at, .. } => match self.inputs.get(*input as usize).map(|d| d.role) {
                 Some(Role::Indexed(rank)) if rank as usize == at.len() => Ok(()),
                 _ => bad(format!("node {i} loads from input {input} with {} coordinates", at.len())),
             },
-            Node::Index(axis) | Node::Len(axis) if *axis > 31 => bad(format!("node {i}: axis {axis} is too large")),
+            Node::Index(axis) | Node::Len(axis) if *axis > 31 => {
+                bad(format!("node {i}: axis {axis} is too large"))
+            }
             _ => Ok(()),
         }
     }

@@ -87,7 +87,11 @@ impl Kernel {
 
     /// The dtype floats are stored in when nothing else is said: the promotion of the float inputs' dtypes.
     pub fn float_dtype(&self, dtypes: &[Dtype]) -> Dtype {
-        let stored = self.inputs.iter().zip(dtypes).filter(|(i, d)| !matches!(i.role, Role::Scalar(_)) && d.is_float());
+        let stored = self
+            .inputs
+            .iter()
+            .zip(dtypes)
+            .filter(|(i, d)| !matches!(i.role, Role::Scalar(_)) && d.is_float());
         let mut floats = stored.map(|(_, d)| *d);
         match floats.next() {
             Some(first) if floats.all(|d| d == first) => first,
@@ -142,7 +146,8 @@ impl<'a> Lowering<'a> {
         };
         program.drop_unused();
         program.passes = program.count_passes();
-        program.has_rows = program.values.iter().any(|v| matches!(v.node, Node::Reduce(..) | Node::Scan { .. }));
+        program.has_rows =
+            program.values.iter().any(|v| matches!(v.node, Node::Reduce(..) | Node::Scan { .. }));
         program.inputs = inputs(kernel, self.dtypes, &program.values);
         Ok(program)
     }
@@ -251,7 +256,8 @@ impl<'a> Lowering<'a> {
     /// The type in which operands meet.
     fn meet(&self, op: Op, args: &[Lowered]) -> Result<Ty> {
         let types: Vec<Ty> = args.iter().map(|a| self.ty(a.id)).collect();
-        let strong = |weak: bool| args.iter().zip(&types).filter(move |(a, _)| a.weak == weak).map(|(_, t)| *t);
+        let strong =
+            |weak: bool| args.iter().zip(&types).filter(move |(a, _)| a.weak == weak).map(|(_, t)| *t);
         let no = |_: ()| self.error(op.name(), &types, "i64 and u64 have no common type; cast one of them");
         let mut meet: Option<Ty> = None;
         for t in strong(false) {
@@ -365,7 +371,11 @@ impl<'a> Lowering<'a> {
                 let ty = self.meet(op, lowered)?;
                 let bits = matches!(op, Op::BitAnd | Op::BitOr | Op::BitXor | Op::BitNot);
                 if !(ty.is_int() || ty == Ty::Bool && bits) {
-                    return Err(self.error(op.name(), &types, "it works on integers; cast with i32(...) or use bitcast_u32(...)"));
+                    return Err(self.error(
+                        op.name(),
+                        &types,
+                        "it works on integers; cast with i32(...) or use bitcast_u32(...)",
+                    ));
                 }
                 (ty, ty)
             }
@@ -407,12 +417,16 @@ impl<'a> Lowering<'a> {
     fn relaxed(&mut self, op: Op, args: &[Id], converted: &[Id]) -> Option<Id> {
         let [a, b] = *converted else { return None };
         let product = |s: &Self, arg: Id, id: Id| match &s.values[id.index()].node {
-            Node::Op(Op::Mul, f) if s.uses[arg.index()] == 1 && !s.values[id.index()].uniform => Some((f[0], f[1])),
+            Node::Op(Op::Mul, f) if s.uses[arg.index()] == 1 && !s.values[id.index()].uniform => {
+                Some((f[0], f[1]))
+            }
             _ => None,
         };
         match op {
             Op::Add => {
-                let (f, c) = product(self, args[0], a).map(|f| (f, b)).or_else(|| product(self, args[1], b).map(|f| (f, a)))?;
+                let (f, c) = product(self, args[0], a)
+                    .map(|f| (f, b))
+                    .or_else(|| product(self, args[1], b).map(|f| (f, a)))?;
                 Some(self.add(Node::Op(Op::Fma, vec![f.0, f.1, c]), Ty::F32))
             }
             Op::Div if self.values[b.index()].uniform && !self.values[a.index()].uniform => {
@@ -429,7 +443,10 @@ impl<'a> Lowering<'a> {
 }
 
 fn missing(kernel: &Kernel) -> LangError {
-    LangError::Kernel { kernel: kernel.name.clone(), what: "a node refers to one that is not there".to_owned() }
+    LangError::Kernel {
+        kernel: kernel.name.clone(),
+        what: "a node refers to one that is not there".to_owned(),
+    }
 }
 
 fn inputs(kernel: &Kernel, dtypes: &[Dtype], values: &[Value]) -> Vec<ProgramInput> {
@@ -457,7 +474,9 @@ impl Program {
     /// Keeps the values that outputs need.
     fn drop_unused(&mut self) {
         let mut needed = vec![false; self.values.len()];
-        let roots = |o: &ProgramOutput| o.scatter.iter().flat_map(|s| s.at.clone()).chain([o.value]).collect::<Vec<_>>();
+        let roots = |o: &ProgramOutput| {
+            o.scatter.iter().flat_map(|s| s.at.clone()).chain([o.value]).collect::<Vec<_>>()
+        };
         for r in self.outputs.iter().flat_map(roots) {
             needed[r.index()] = true;
         }

@@ -56,8 +56,7 @@ pub fn stream_copy(dst: &mut [f32], src: &[f32]) -> Result<(), SimdError> {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use core::arch::x86_64::{
-        __m128i, __m256i, _mm_loadu_si128, _mm_stream_si128, _mm256_loadu_si256,
-        _mm256_stream_si256,
+        __m128i, __m256i, _mm_loadu_si128, _mm_stream_si128, _mm256_loadu_si256, _mm256_stream_si256,
     };
     use std::sync::OnceLock;
 

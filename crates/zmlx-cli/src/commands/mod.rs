@@ -6,6 +6,7 @@ mod demo;
 mod doctor;
 mod generate;
 mod info;
+mod kernels;
 mod man;
 
 use crate::args::Command;
@@ -20,6 +21,7 @@ pub(crate) fn run(command: Command, console: &Console) -> Result<(), Failure> {
         Command::Info(args) => info::run(args, console),
         Command::Demo(args) => demo::run(args, console),
         Command::Doctor(args) => doctor::run(&args, console),
+        Command::Kernels(args) => kernels::run(&args, console),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

@@ -65,7 +65,15 @@ pub(super) fn scaled_exp_hi_lo<S: Simd>(hi: F<S>, lo: Option<F<S>>) -> Scaled<S>
         Some(lo) => r + lo,
         None => r,
     };
-    Scaled { d: r.poly(EXP_EVEN).fma_e(r * r, r), h: t.bits() << 23 }
+    // Pairs of terms first (Estrin): as many operations as Horner's rule, in a chain two thirds as long. What limits
+    // this function is how many chains a core keeps in flight, not how many operations it does.
+    let c = EXP_EVEN;
+    let r2 = r * r;
+    let low = r.k(c[1]).fma_e(r, r.k(c[0]));
+    let middle = r.k(c[3]).fma_e(r, r.k(c[2]));
+    let high = r.k(c[5]).fma_e(r, r.k(c[4]));
+    let q = r.k(c[6]).fma_e(r2, high).fma_e(r2, middle).fma_e(r2, low);
+    Scaled { d: q.fma_e(r2, r), h: t.bits() << 23 }
 }
 
 /// Even reduction of x, |x| <= 120.
