@@ -108,10 +108,7 @@ fn main() -> Result<()> {
         Ok(Box::new(move || kernel.call(&arrays.iter().collect::<Vec<_>>())))
     };
     let gating: Body = Box::new(move || {
-        let (weights, indices) = {
-            let z = logits.clone();
-            (z.clone(), z)
-        };
+        let (weights, indices) = catalogue::top_k_gating(&logits, 8, true)?;
         Ok(vec![weights, indices])
     });
     let k = "0.7978845608028654";

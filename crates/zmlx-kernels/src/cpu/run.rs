@@ -373,6 +373,9 @@ impl<'a> Job<'a> {
                 arena.lanes[value.index()] = unsafe { self.outputs[o].data.add(at) };
             }
             self.inputs_in(arena, &pass.code, row, col, n);
+            if p == 1 && row + 1 < self.layout.rows {
+                self.fetch_ahead(row + 1, col, n);
+            }
             let linear = (row * self.layout.cols + col) as u64;
             let block = Block {
                 program: self.program(),
@@ -396,6 +399,29 @@ impl<'a> Job<'a> {
         }
         arena.accs = accs;
         Ok(())
+    }
+
+    /// Asks for columns of a later row while this one computes: the first pass over a row waits for memory, later ones for
+    /// arithmetic, and so both are busy.
+    fn fetch_ahead(&self, row: usize, col: usize, n: usize) {
+        #[cfg(target_arch = "x86_64")]
+        for (input, steps) in self.layout.inputs.iter().enumerate() {
+            if steps.col == 0 || steps.outer.iter().all(|s| *s == 0) {
+                continue;
+            }
+            let size = self.program().inputs[input].dtype.size();
+            let at = (self.layout.start(input, row) + col) * size;
+            let Some(bytes) = self.inputs[input].get(at..at + n * size) else { continue };
+            for line in bytes.chunks(64) {
+                // SAFETY: a hint about memory of the slice.
+                unsafe {
+                    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                    _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+                }
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (row, col, n);
     }
 
     /// Elements up to the first cache line of a streamed output, so that later blocks write whole lines.
