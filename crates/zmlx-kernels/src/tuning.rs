@@ -31,8 +31,7 @@ fn store() -> Option<&'static Store> {
             Some(dir) => dir.into(),
             None => zmlx_mlx::locate::cache_dir().ok()?.join("tune"),
         };
-        let store = Store::open(dir);
-        if SHIPPED.trim().is_empty() { Some(store) } else { store.with_defaults(SHIPPED).ok() }
+        Store::open(dir).with_defaults(SHIPPED).ok()
     };
     STORE.get_or_init(open).as_ref()
 }
@@ -346,5 +345,22 @@ impl zmlx_tune::Backend for OnGpu<'_> {
             return Ok(true);
         };
         Ok(reference.iter().zip(&found).all(|(a, b)| close(a, b)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shipped_choices_can_be_read() {
+        let store = Store::open(std::env::temp_dir().join("zmlx-no-such-folder")).with_defaults(SHIPPED);
+        assert!(store.is_ok(), "{:?}", store.err());
+    }
+
+    #[test]
+    fn spread_keeps_the_first_and_the_number() {
+        assert_eq!(spread(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 4), [0, 2, 5, 7]);
+        assert_eq!(spread(&[3, 1], 12), [3, 1]);
     }
 }

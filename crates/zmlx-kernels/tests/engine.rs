@@ -337,3 +337,23 @@ fn failures_name_what_is_wrong() -> Result<()> {
     assert!(Kernel::new("x +* 2").unwrap_err().to_string().contains('^'));
     Ok(())
 }
+
+/// Needs 5 GB and half a minute: `cargo test --release -p zmlx-kernels --test engine -- --ignored`.
+#[test]
+#[ignore = "large"]
+fn more_than_two_to_the_31_elements() -> Result<()> {
+    zmlx_mlx::stream::with_device(Device::Cpu, || {
+        let (rows, cols) = (65_537, 32_771);
+        let x = zmlx_mlx::ops::zeros(&[rows, cols], zmlx_mlx::Dtype::Uint8)?;
+        let places = Kernel::new("f(x) = u8(index(1) * 7 + index(0) * 3 + i32(x))")?;
+        let y = places.call1(&[&x])?;
+        for row in [0, 1, 65_535, 65_536] {
+            let found = y.slice_axis(0, row, row + 1)?.to_vec::<u8>()?;
+            for col in [0, 1, 32_770] {
+                assert_eq!(found[col as usize], (row * 7 + col * 3) as u8, "row {row} column {col}");
+            }
+        }
+        Ok(())
+    })?;
+    Ok(())
+}

@@ -90,3 +90,55 @@ fn independent(kernel: &zmlx_lang::Kernel, id: Id, direction: bool) -> bool {
     let other = |n: &Node| matches!(n, Node::Scan { reverse, .. } if *reverse != direction);
     !kernel.graph.nodes().iter().zip(below).any(|(n, below)| below && other(n))
 }
+
+#[cfg(test)]
+mod tests {
+    use zmlx_lang::emit::{self, Dialect, Layout, Plan};
+    use zmlx_mlx::stream::{Device, with_device};
+    use zmlx_mlx::{Array, Error};
+
+    use super::*;
+
+    /// Both halves together give what the whole gives, and a GPU text can be written for each.
+    #[test]
+    fn halves_equal_the_whole() {
+        let texts = [
+            "f(x) = cumsum(x) * cumsum_reverse(x)",
+            "f(x) = cumsum_reverse(x - row_max(cummax(x))) + cumsum(x)",
+            "f(x) = cumprod(0.5 * tanh(x)) - cummin_reverse(x), row_sum(cumsum_exclusive_reverse(x))",
+        ];
+        let values: Vec<f32> = (0..3 * 70).map(|i| ((i * 37 % 101) as f32 - 50.0) / 40.0).collect();
+        let x = Array::from_slice(&values, &[3, 70]).unwrap();
+        for text in texts {
+            let whole = Kernel::new(text).unwrap();
+            let halves = split(&whole, &[Dtype::F32]).unwrap().expect("it scans both ways");
+            let (expected, found) = with_device(Device::Cpu, || {
+                let expected = whole.call(&[&x])?;
+                let scans = halves.first.call(&[&x])?;
+                let inputs: Vec<&Array> = [&x].into_iter().chain(&scans).collect();
+                Ok::<_, Error>((expected, halves.second.call(&inputs)?))
+            })
+            .unwrap();
+            for (e, f) in expected.iter().zip(&found) {
+                assert_eq!((e.shape(), e.dtype()), (f.shape(), f.dtype()), "{text}");
+                for (e, f) in e.to_vec::<f32>().unwrap().iter().zip(f.to_vec::<f32>().unwrap()) {
+                    assert!((e - f).abs() <= 1e-5 * (1.0 + e.abs()), "{text}: {f} is not {e}");
+                }
+            }
+            for half in [&halves.first, &halves.second] {
+                let lang = &half.0.lang;
+                let program = lang.program(&vec![Dtype::F32; lang.inputs.len()]).unwrap();
+                for dialect in [Dialect::Metal, Dialect::Cuda] {
+                    // Texts that read the row anew in each pass take any kernel that scans one way in each.
+                    let params = emit::Params { threads: 128, vec: 1, rows_per_group: 1, items: 0 };
+                    let plan = Plan::new(vec![Layout::Full; lang.inputs.len()], 2, false, params);
+                    if let Err(e) = emit::emit(&program, dialect, &plan) {
+                        panic!("{text}, {}: {e}", half.name());
+                    }
+                }
+            }
+        }
+        let one_way = Kernel::new("f(x) = cumsum(x) + cumprod(x)").unwrap();
+        assert!(split(&one_way, &[Dtype::F32]).unwrap().is_none());
+    }
+}
