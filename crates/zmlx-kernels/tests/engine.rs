@@ -345,7 +345,7 @@ fn more_than_two_to_the_31_elements() -> Result<()> {
     zmlx_mlx::stream::with_device(Device::Cpu, || {
         let (rows, cols) = (65_537, 32_771);
         let x = zmlx_mlx::ops::zeros(&[rows, cols], zmlx_mlx::Dtype::Uint8)?;
-        let places = Kernel::new("f(x) = u8(index(1) * 7 + index(0) * 3 + i32(x))")?;
+        let places = Kernel::new("f(x) -> (y: u8) = index(1) * 7 + index(0) * 3 + i32(x)")?;
         let y = places.call1(&[&x])?;
         for row in [0, 1, 65_535, 65_536] {
             let found = y.slice_axis(0, row, row + 1)?.to_vec::<u8>()?;
