@@ -74,8 +74,13 @@ impl Nvrtc {
             return Self::open(Path::new(&dir));
         }
         let dir = cache_dir().join("nvrtc-13");
-        if !dir.join(ROOT).join("lib").is_dir() {
-            fetch(&dir)?;
+        {
+            // One thread of the process fetches; the others find what it has put there.
+            static FETCHING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+            let _one = FETCHING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if !dir.join(ROOT).join("lib").is_dir() {
+                fetch(&dir)?;
+            }
         }
         Self::open(&dir)
     }
