@@ -55,9 +55,9 @@ const TWO_LN2_HI: f32 = 1.3862915;
 const TWO_LN2_LO: f32 = 2.8572135e-6;
 const HALF_LOG2E: f32 = 0.7213475;
 
-/// Even reduction of hi + lo, |hi| <= 120; lo is a small correction.
+/// Even reduction of hi + lo, |hi| <= 120, with lo a small correction: r, and h shifted to the exponent field.
 #[inline(always)]
-pub(super) fn scaled_exp_hi_lo<S: Simd>(hi: F<S>, lo: Option<F<S>>) -> Scaled<S> {
+fn even_reduction<S: Simd>(hi: F<S>, lo: Option<F<S>>) -> (F<S>, U<S>) {
     let t = hi.fma_e(hi.k(HALF_LOG2E), hi.k(MAGIC));
     let n = t - MAGIC;
     let r = n.fma_e(n.k(-TWO_LN2_LO), n.fma_e(n.k(-TWO_LN2_HI), hi));
@@ -65,6 +65,13 @@ pub(super) fn scaled_exp_hi_lo<S: Simd>(hi: F<S>, lo: Option<F<S>>) -> Scaled<S>
         Some(lo) => r + lo,
         None => r,
     };
+    (r, t.bits() << 23)
+}
+
+/// e^(hi + lo) with the shortest chain.
+#[inline(always)]
+pub(super) fn scaled_exp_hi_lo<S: Simd>(hi: F<S>, lo: Option<F<S>>) -> Scaled<S> {
+    let (r, h) = even_reduction(hi, lo);
     // Pairs of terms first (Estrin): as many operations as Horner's rule, in a chain two thirds as long. What limits
     // this function is how many chains a core keeps in flight, not how many operations it does.
     let c = EXP_EVEN;
@@ -73,7 +80,14 @@ pub(super) fn scaled_exp_hi_lo<S: Simd>(hi: F<S>, lo: Option<F<S>>) -> Scaled<S>
     let middle = r.k(c[3]).fma_e(r, r.k(c[2]));
     let high = r.k(c[5]).fma_e(r, r.k(c[4]));
     let q = r.k(c[6]).fma_e(r2, high).fma_e(r2, middle).fma_e(r2, low);
-    Scaled { d: q.fma_e(r2, r), h: t.bits() << 23 }
+    Scaled { d: q.fma_e(r2, r), h }
+}
+
+/// e^x by Horner's rule, whose last bits are better: for quotients that have no error to spare.
+#[inline(always)]
+fn scaled_exp_careful<S: Simd>(x: F<S>) -> Scaled<S> {
+    let (r, h) = even_reduction(x, None);
+    Scaled { d: r.poly(EXP_EVEN).fma_e(r * r, r), h }
 }
 
 /// Even reduction of x, |x| <= 120.
@@ -182,7 +196,7 @@ pub(super) fn over_one_plus_exp<S: Simd>(a: F<S>, w: F<S>) -> F<S> {
 #[inline(always)]
 pub(super) fn sigmoid<S: Simd>(x: F<S>) -> F<S> {
     // 2^-h / (2^-h + 2^h (1 + d)): nothing overflows, and the quotient underflows gradually.
-    let e = scaled_exp((-x).at_least(-20.0).at_most(105.0));
+    let e = scaled_exp_careful((-x).at_least(-20.0).at_most(105.0));
     let inv = e.inv_scale();
     inv / (e.root() + inv)
 }
