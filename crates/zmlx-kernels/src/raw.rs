@@ -11,7 +11,7 @@ use zmlx_mlx::transforms::{Transforms, with_transforms};
 use zmlx_mlx::{Array, Error as MlxError};
 
 use crate::cache::Cache;
-use crate::launch::dialect;
+use crate::launch::{dialect, slices};
 use crate::{Error, Result};
 
 /// The text of a GPU body.
@@ -340,27 +340,10 @@ impl Transforms for Rules {
         inputs: &[Array],
         axes: &[Option<usize>],
     ) -> std::result::Result<(Vec<Array>, Vec<usize>), MlxError> {
-        let size =
-            inputs.iter().zip(axes).find_map(|(a, axis)| axis.map(|axis| a.shape()[axis])).unwrap_or(0);
-        let mut slices: Vec<Vec<Array>> = vec![Vec::new(); self.kernel.0.outputs.len()];
-        for i in 0..size {
-            let slice = |(array, axis): (&Array, &Option<usize>)| match axis {
-                None => Ok(array.clone()),
-                Some(axis) => array.slice_axis(*axis as i32, i, i + 1)?.squeeze(&[*axis as i32]),
-            };
-            let slice =
-                inputs.iter().zip(axes).map(slice).collect::<std::result::Result<Vec<_>, MlxError>>()?;
-            let one = self.kernel.call(&slice.iter().collect::<Vec<_>>(), &self.parameters)?;
-            slices.iter_mut().zip(one).for_each(|(all, one)| all.push(one));
-        }
-        if size == 0 {
-            return Err(MlxError::Custom(format!(
-                "kernel {} can't be mapped over an empty axis",
-                self.kernel.name()
-            )));
-        }
-        let stack = |s: &Vec<Array>| zmlx_mlx::ops::stack(&s.iter().collect::<Vec<_>>(), 0);
-        let outputs = slices.iter().map(stack).collect::<std::result::Result<Vec<_>, MlxError>>()?;
+        let call = |slice: Vec<Array>| self.kernel.call(&slice.iter().collect::<Vec<_>>(), &self.parameters);
+        let outputs = slices::each(inputs, axes, self.kernel.0.outputs.len(), call)?.ok_or_else(|| {
+            MlxError::Custom(format!("kernel {} can't be mapped over an empty axis", self.kernel.name()))
+        })?;
         let axes = vec![0; outputs.len()];
         Ok((outputs, axes))
     }

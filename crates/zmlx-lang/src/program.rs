@@ -158,7 +158,7 @@ impl<'a> Lowering<'a> {
         let has_rows = kernel.has_rows();
         let mut outputs = Vec::new();
         for decl in &kernel.outputs {
-            let value = self.settle(get(decl.value)?)?;
+            let value = get(decl.value)?.id;
             let ty = self.ty(value);
             let dtype = decl.dtype.unwrap_or(match ty {
                 Ty::F32 => kernel.float_dtype(self.dtypes),
@@ -228,11 +228,6 @@ impl<'a> Lowering<'a> {
             }
         }
         self.add(Node::Cast(to.storage(), id), to)
-    }
-
-    /// A value that is nobody's operand: a literal takes its own type.
-    fn settle(&mut self, v: Lowered) -> Result<Id> {
-        Ok(v.id)
     }
 
     fn coordinate(&mut self, v: Lowered) -> Result<Id> {
@@ -336,13 +331,12 @@ impl<'a> Lowering<'a> {
     }
 
     fn cast(&mut self, dtype: Dtype, x: Id) -> Id {
-        let (ty, to) = (self.ty(x), dtype.compute());
+        let to = dtype.compute();
         if to.storage() == dtype {
             return self.convert(x, to);
         }
         // A narrow type: to its compute type first, then rounded or wrapped inside it.
         let x = self.convert(x, to);
-        let _ = ty;
         self.add(Node::Cast(dtype, x), to)
     }
 

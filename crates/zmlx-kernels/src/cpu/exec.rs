@@ -1,19 +1,13 @@
 //! One block of values, one operation after another.
 
 use pulp::{Simd, WithSimd};
-use zmlx_lang::{Bounds, Dtype, Id, Node, Op, Program, ScanOp, Ty};
+use zmlx_lang::{Dtype, Id, Node, Op, Program, Ty};
 use zmlx_simd::philox::philox4x32;
 use zmlx_simd::{convert, math};
 
 use super::code::Step;
 use super::reduce::{self, Acc};
-
-/// An input that is read at computed places.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Table<'a> {
-    pub bytes: &'a [u8],
-    pub shape: &'a [usize],
-}
+use super::table::{OutOfBounds, Table, load};
 
 /// A block under evaluation: where each value's lanes are, and where the block lies.
 pub(super) struct Block<'a> {
@@ -31,20 +25,13 @@ pub(super) struct Block<'a> {
     pub streamed: Option<Id>,
 }
 
-/// A load outside its array, in checked mode.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct OutOfBounds {
-    pub input: usize,
-    pub at: Vec<i32>,
-}
-
 impl Block<'_> {
     /// The lanes of a value as `T`.
     ///
     /// # Safety
     /// The value has a place with room for `n` lanes of `T`, aligned, and is not being written.
     #[inline(always)]
-    unsafe fn get<T>(&self, id: Id) -> &[T] {
+    pub(super) unsafe fn get<T>(&self, id: Id) -> &[T] {
         // SAFETY: as the caller promises.
         unsafe { std::slice::from_raw_parts(self.lanes[id.index()] as *const T, self.n) }
     }
@@ -53,7 +40,7 @@ impl Block<'_> {
     /// As for `get`, and nothing else reads or writes the value while the slice lives.
     #[inline(always)]
     #[allow(clippy::mut_from_ref)] // the memory is behind raw pointers, not behind `self`
-    unsafe fn get_mut<T>(&self, id: Id) -> &mut [T] {
+    pub(super) unsafe fn get_mut<T>(&self, id: Id) -> &mut [T] {
         // SAFETY: as the caller promises.
         unsafe { std::slice::from_raw_parts_mut(self.lanes[id.index()] as *mut T, self.n) }
     }
@@ -153,7 +140,7 @@ macro_rules! lanes {
 }
 
 #[inline(always)]
-fn mask(b: bool) -> u32 {
+pub(super) fn mask(b: bool) -> u32 {
     if b { u32::MAX } else { 0 }
 }
 
@@ -581,135 +568,6 @@ fn random(b: &Block<'_>, d: Id, seed: Id) {
     }
 }
 
-/// The element number of coordinates in an array, by the rule for places outside; `None` gives zero.
-#[inline(always)]
-pub(super) fn element(
-    shape: &[usize],
-    bounds: Bounds,
-    coordinate: impl Fn(usize) -> i32,
-) -> Result<Option<usize>, ()> {
-    let mut at = 0;
-    for (k, &len) in shape.iter().enumerate() {
-        let c = i64::from(coordinate(k));
-        let inside = c >= 0 && (c as u64) < len as u64;
-        let c = match bounds {
-            _ if inside => c as usize,
-            Bounds::Clamp if len > 0 => c.clamp(0, len as i64 - 1) as usize,
-            Bounds::Clamp | Bounds::Zero => return Ok(None),
-            Bounds::Checked => return Err(()),
-        };
-        at = at * len + c;
-    }
-    Ok(Some(at))
-}
-
-/// The frequent case of a block that reads one run of consecutive elements inside the array. `false`: it is not that.
-#[inline(always)]
-fn load_run(b: &Block<'_>, d: Id, table: Table<'_>, dtype: Dtype, at: &[Id]) -> bool {
-    // SAFETY: coordinates are `n` lanes of `i32`, checked when types were decided.
-    let lanes = |k: usize| unsafe { b.get::<i32>(at[k]) };
-    let Some((&len, outer)) = table.shape.split_last() else { return false };
-    let mut start = 0;
-    for (k, &len) in outer.iter().enumerate() {
-        let c = lanes(k);
-        if c[0] < 0 || c[0] as usize >= len || c.iter().any(|v| *v != c[0]) {
-            return false;
-        }
-        start = start * len + c[0] as usize;
-    }
-    let c = lanes(outer.len());
-    let first = c[0];
-    let consecutive = c.iter().enumerate().all(|(i, v)| v.wrapping_sub(first) as usize == i);
-    if first < 0 || !consecutive || first as usize + b.n > len {
-        return false;
-    }
-    let start = (start * len + first as usize) * dtype.size();
-    let bytes = &table.bytes[start..start + b.n * dtype.size()];
-    // SAFETY: the place holds `n` lanes of the dtype's compute type.
-    unsafe { convert_in(bytes, dtype, b.lanes[d.index()], b.n) };
-    true
-}
-
-#[inline(always)]
-fn load(b: &Block<'_>, d: Id, input: usize, at: &[Id], bounds: Bounds) -> Result<(), OutOfBounds> {
-    let table = b.tables[input];
-    let dtype = b.program.inputs[input].dtype;
-    if load_run(b, d, table, dtype, at) {
-        return Ok(());
-    }
-    // SAFETY: coordinates are `n` lanes of `i32`, checked when types were decided.
-    let coordinate = |k: usize, i: usize| unsafe { b.get::<i32>(at[k])[i] };
-    for i in 0..b.n {
-        let place = element(table.shape, bounds, |k| coordinate(k, i))
-            .map_err(|()| OutOfBounds { input, at: (0..at.len()).map(|k| coordinate(k, i)).collect() })?;
-        let bits = place.map_or(0, |e| widen(&table.bytes[e * dtype.size()..], dtype));
-        // SAFETY: the place holds `n` lanes of the dtype's compute type.
-        unsafe {
-            if dtype.size() == 8 {
-                b.get_mut::<u64>(d)[i] = bits;
-            } else {
-                b.get_mut::<u32>(d)[i] = bits as u32;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The lane bits of the element that `bytes` starts with.
-#[inline(always)]
-pub(super) fn widen(bytes: &[u8], dtype: Dtype) -> u64 {
-    let two = || u16::from_le_bytes([bytes[0], bytes[1]]);
-    let four = || u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    match dtype {
-        Dtype::Bool => u64::from(mask(bytes[0] != 0)),
-        Dtype::U8 => u64::from(bytes[0]),
-        Dtype::I8 => u64::from(i32::from(bytes[0] as i8) as u32),
-        Dtype::U16 => u64::from(two()),
-        Dtype::I16 => u64::from(i32::from(two() as i16) as u32),
-        Dtype::F16 => u64::from(half::f16::from_bits(two()).to_f32().to_bits()),
-        Dtype::Bf16 => u64::from(u32::from(two()) << 16),
-        Dtype::U32 | Dtype::I32 | Dtype::F32 => u64::from(four()),
-        Dtype::U64 | Dtype::I64 => u64::from_le_bytes([
-            bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],
-        ]),
-    }
-}
-
-/// Elements of a storage type to lanes.
-///
-/// # Safety
-/// `to` has room for `n` lanes of the dtype's compute type; `bytes` holds `n` elements.
-pub(super) unsafe fn convert_in(bytes: &[u8], dtype: Dtype, to: *mut u8, n: usize) {
-    // SAFETY: as the caller promises; half types are read as unaligned bytes below when they are not aligned.
-    unsafe {
-        if dtype.compute().storage() == dtype && dtype != Dtype::Bool {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, n * dtype.size());
-            return;
-        }
-        let floats = || std::slice::from_raw_parts_mut(to as *mut f32, n);
-        if dtype == Dtype::F16
-            && let (&[], halves, &[]) = bytes.align_to::<half::f16>()
-        {
-            let _ = convert::f16_to_f32(halves, floats());
-            return;
-        }
-        if dtype == Dtype::Bf16
-            && let (&[], halves, &[]) = bytes.align_to::<half::bf16>()
-        {
-            let _ = convert::bf16_to_f32(halves, floats());
-            return;
-        }
-        let size = dtype.size();
-        if size == 8 {
-            let out = std::slice::from_raw_parts_mut(to as *mut u64, n);
-            out.iter_mut().zip(bytes.chunks_exact(size)).for_each(|(o, b)| *o = widen(b, dtype));
-        } else {
-            let out = std::slice::from_raw_parts_mut(to as *mut u32, n);
-            out.iter_mut().zip(bytes.chunks_exact(size)).for_each(|(o, b)| *o = widen(b, dtype) as u32);
-        }
-    }
-}
-
 /// Adds a block to the accumulators of its reductions.
 pub(super) struct Accumulate<'a> {
     pub block: &'a Block<'a>,
@@ -741,87 +599,5 @@ impl WithSimd for Accumulate<'_> {
                 }
             }
         }
-    }
-}
-
-/// A scan's state between blocks, as lane bits; float sums and products in double precision.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Carry {
-    pub f: f64,
-    pub i: i64,
-}
-
-impl Carry {
-    pub fn new(op: ScanOp, ty: Ty) -> Self {
-        let acc = Acc::new(
-            match op {
-                ScanOp::Sum => zmlx_lang::ReduceOp::Sum,
-                ScanOp::Prod => zmlx_lang::ReduceOp::Prod,
-                ScanOp::Max => zmlx_lang::ReduceOp::Max,
-                ScanOp::Min => zmlx_lang::ReduceOp::Min,
-            },
-            ty,
-        );
-        Self { f: acc.f, i: acc.i }
-    }
-}
-
-/// Scans one block, in the order of the scan.
-pub(super) fn scan(b: &Block<'_>, value: Id, carry: &mut Carry) {
-    let Node::Scan { op, reverse, exclusive, arg } = b.program.value(value).node else { return };
-    macro_rules! walk {
-        ($t:ty, $acc:expr, $put:expr, |$s:ident, $v:ident| $step:expr, $read:expr) => {{
-            // SAFETY: the operand's block and the scan's row are disjoint, with `n` lanes of the type.
-            let (d, x) = unsafe { (b.get_mut::<$t>(value), b.get::<$t>(arg)) };
-            let mut $s = $acc;
-            let mut one = |i: usize| {
-                let $v = x[i];
-                if exclusive {
-                    d[i] = $read($s);
-                    $s = $step;
-                } else {
-                    $s = $step;
-                    d[i] = $read($s);
-                }
-            };
-            if reverse {
-                (0..b.n).rev().for_each(&mut one)
-            } else {
-                (0..b.n).for_each(&mut one)
-            }
-            $put($s);
-        }};
-    }
-    macro_rules! ints {
-        ($t:ty) => {
-            match op {
-                ScanOp::Sum => {
-                    walk!($t, carry.i as $t, |s| carry.i = s as i64, |s, v| s.wrapping_add(v), |s| s)
-                }
-                ScanOp::Prod => {
-                    walk!($t, carry.i as $t, |s| carry.i = s as i64, |s, v| s.wrapping_mul(v), |s| s)
-                }
-                ScanOp::Max => walk!($t, carry.i as $t, |s| carry.i = s as i64, |s, v| s.max(v), |s| s),
-                ScanOp::Min => walk!($t, carry.i as $t, |s| carry.i = s as i64, |s, v| s.min(v), |s| s),
-            }
-        };
-    }
-    match b.program.value(value).ty {
-        Ty::F32 => match op {
-            ScanOp::Sum => walk!(f32, carry.f, |s| carry.f = s, |s, v| s + f64::from(v), |s| s as f32),
-            ScanOp::Prod => walk!(f32, carry.f, |s| carry.f = s, |s, v| s * f64::from(v), |s| s as f32),
-            ScanOp::Max => {
-                let pick = |s: f32, v: f32| if s > v || s.is_nan() { s } else { v };
-                walk!(f32, carry.f as f32, |s| carry.f = f64::from(s), |s, v| pick(s, v), |s| s);
-            }
-            ScanOp::Min => {
-                let pick = |s: f32, v: f32| if s < v || s.is_nan() { s } else { v };
-                walk!(f32, carry.f as f32, |s| carry.f = f64::from(s), |s, v| pick(s, v), |s| s);
-            }
-        },
-        Ty::I32 => ints!(i32),
-        Ty::U32 | Ty::Bool => ints!(u32),
-        Ty::I64 => ints!(i64),
-        Ty::U64 => ints!(u64),
     }
 }

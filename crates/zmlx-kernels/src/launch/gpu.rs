@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use zmlx_lang::Role;
 use zmlx_lang::emit::{self, Dialect, Layout, Params, Plan};
-use zmlx_lang::program::{Program, ProgramInput};
+use zmlx_lang::program::Program;
 use zmlx_mlx::Array;
 use zmlx_mlx::kernel::{self, Launch, Source as MlxSource, Spec};
 
@@ -62,8 +61,7 @@ pub(crate) fn launch_with(
         .collect();
     let mut order: Vec<Option<usize>> = Vec::new();
     let mut inputs: Vec<Array> = Vec::new();
-    for (n, (input, array)) in program.inputs.iter().zip(arrays).enumerate().filter(|(_, (i, _))| i.used) {
-        let _ = input;
+    for (n, (_, array)) in program.inputs.iter().zip(arrays).enumerate().filter(|(_, (i, _))| i.used) {
         inputs.push(if array.ndim() == 0 { array.reshape(&[1])? } else { array.clone() });
         order.push(Some(n));
     }
@@ -117,31 +115,8 @@ fn size_array(wide: bool, sizes: &[i64]) -> Result<Array> {
 /// The plan that shapes and parameters make.
 pub(crate) fn plan(program: &Program, shapes: &Shapes, params: Params) -> Plan {
     let domain = &shapes.domain.shape;
-    let layouts = program.inputs.iter().zip(&shapes.inputs).map(|(i, s)| layout(i, s, domain)).collect();
+    let layouts =
+        program.inputs.iter().zip(&shapes.inputs).map(|(i, s)| Layout::of(i.role, s, domain)).collect();
     let index64 = emit::needs_index64(domain, &shapes.inputs, &shapes.outputs);
     Plan::new(layouts, domain.len(), index64, params)
-}
-
-/// Where an input's elements lie, the cheapest way that is true.
-fn layout(input: &ProgramInput, shape: &[usize], domain: &[usize]) -> Layout {
-    if matches!(input.role, Role::Indexed(_)) {
-        return Layout::Indexed;
-    }
-    if shape.iter().all(|d| *d == 1) {
-        return Layout::Scalar;
-    }
-    let padded: Vec<usize> = std::iter::repeat_n(1, domain.len().saturating_sub(shape.len()))
-        .chain(shape.iter().copied())
-        .collect();
-    let Some((last, outer)) = padded.split_last() else { return Layout::Scalar };
-    let (domain_last, domain_outer) = domain.split_last().map_or((&1, &[][..]), |(l, o)| (l, o));
-    if padded == domain {
-        Layout::Full
-    } else if last == domain_last && outer.iter().all(|d| *d == 1) {
-        Layout::Col
-    } else if *last == 1 && outer == domain_outer {
-        Layout::Row
-    } else {
-        Layout::Strided
-    }
 }

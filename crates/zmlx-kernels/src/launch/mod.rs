@@ -3,6 +3,7 @@
 mod cpu;
 pub(crate) mod gpu;
 mod rules;
+pub(crate) mod slices;
 mod split;
 
 use std::sync::{Arc, OnceLock};

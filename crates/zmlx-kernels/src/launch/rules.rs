@@ -7,7 +7,7 @@ use zmlx_lang::{Dtype, Role};
 use zmlx_mlx::transforms::Transforms;
 use zmlx_mlx::{Array, Error as MlxError, ops};
 
-use super::{Given, Prepared, Shapes};
+use super::{Given, Prepared, Shapes, slices};
 use crate::dtype::{shape_of, to_mlx, to_shape};
 use crate::{Error, Kernel, Result, launch};
 
@@ -167,10 +167,9 @@ impl Rules {
         let element = |n: usize| matches!(self.program().inputs[n].role, Role::Element | Role::Row);
         let together = (0..arrays.len()).all(|n| mapped[n].is_none() || element(n))
             && self.program().outputs.iter().all(|o| o.scatter.is_none());
-        let size =
-            mapped.iter().zip(&arrays).find_map(|(axis, a)| axis.map(|axis| a.shape()[axis])).unwrap_or(1);
+        let size = slices::mapped_length(&arrays, &mapped).unwrap_or(1);
         if !together || self.shapes.domain.shape.is_empty() && self.program().has_rows {
-            return self.one_by_one(&arrays, &mapped, size);
+            return self.one_by_one(&arrays, &mapped);
         }
         // The new axis goes in front, and inputs are filled up to the domain's rank behind it.
         let rank = self.shapes.domain.shape.len();
@@ -194,34 +193,20 @@ impl Rules {
     }
 
     /// A launch for each slice: for mapped scalars and indexed inputs, and for scattered outputs.
-    fn one_by_one(&self, arrays: &[Array], mapped: &[Option<usize>], size: i32) -> Result<Vec<Array>> {
-        let mut slices: Vec<Vec<Array>> = vec![Vec::new(); self.program().outputs.len()];
-        for i in 0..size {
-            let mut inputs = Vec::with_capacity(arrays.len());
-            for (array, axis) in arrays.iter().zip(mapped) {
-                inputs.push(match axis {
-                    None => array.clone(),
-                    Some(axis) => array.slice_axis(*axis as i32, i, i + 1)?.squeeze(&[*axis as i32])?,
-                });
-            }
-            let given =
-                Given { domain: Some(self.shapes.domain.shape.clone()), outputs: self.given.outputs.clone() };
-            for (all, one) in slices.iter_mut().zip(launch::launch(&self.kernel, inputs, &given)?) {
-                all.push(one);
-            }
-        }
+    fn one_by_one(&self, arrays: &[Array], mapped: &[Option<usize>]) -> Result<Vec<Array>> {
+        let given =
+            Given { domain: Some(self.shapes.domain.shape.clone()), outputs: self.given.outputs.clone() };
         let outputs = self.program().outputs.iter().zip(&self.shapes.outputs);
-        slices
-            .iter()
-            .zip(outputs)
-            .map(|(slices, (output, shape))| {
-                if slices.is_empty() {
+        let call = |inputs| launch::launch(&self.kernel, inputs, &given);
+        match slices::each(arrays, mapped, self.shapes.outputs.len(), call)? {
+            Some(stacked) => Ok(stacked),
+            None => outputs
+                .map(|(output, shape)| {
                     let shape = [&[0], to_shape(shape).as_slice()].concat();
-                    return Ok(ops::zeros(&shape, to_mlx(output.dtype))?);
-                }
-                Ok(ops::stack(&slices.iter().collect::<Vec<_>>(), 0)?)
-            })
-            .collect()
+                    Ok(ops::zeros(&shape, to_mlx(output.dtype))?)
+                })
+                .collect(),
+        }
     }
 }
 
