@@ -1,5 +1,6 @@
 //! Launch parameters: defaults, choices on disk, and the tuner that makes them.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -22,18 +23,20 @@ pub const TUNE_VARIABLE: &str = "ZMLX_TUNE";
 /// Choices that come with this version, measured on the devices they name.
 const SHIPPED: &str = include_str!("tuned.json");
 
+/// Where choices are kept and read; `None` when `ZMLX_TUNE` is `off` or there is no cache folder.
+pub fn directory() -> Option<PathBuf> {
+    if std::env::var(TUNE_VARIABLE).is_ok_and(|v| v == "off") {
+        return None;
+    }
+    match std::env::var_os(DIRECTORY_VARIABLE) {
+        Some(dir) => Some(dir.into()),
+        None => Some(zmlx_mlx::locate::cache_dir().ok()?.join("tune")),
+    }
+}
+
 fn store() -> Option<&'static Store> {
     static STORE: OnceLock<Option<Store>> = OnceLock::new();
-    let open = || {
-        if std::env::var(TUNE_VARIABLE).is_ok_and(|v| v == "off") {
-            return None;
-        }
-        let dir = match std::env::var_os(DIRECTORY_VARIABLE) {
-            Some(dir) => dir.into(),
-            None => zmlx_mlx::locate::cache_dir().ok()?.join("tune"),
-        };
-        Store::open(dir).with_defaults(SHIPPED).ok()
-    };
+    let open = || Store::open(directory()?).with_defaults(SHIPPED).ok();
     STORE.get_or_init(open).as_ref()
 }
 

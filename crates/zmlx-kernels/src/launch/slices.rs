@@ -5,7 +5,7 @@ use zmlx_mlx::{Array, ops};
 use crate::Result;
 
 /// Element `i` along each mapped axis.
-pub(crate) fn slice(arrays: &[Array], axes: &[Option<usize>], i: i32) -> Result<Vec<Array>> {
+fn slice(arrays: &[Array], axes: &[Option<usize>], i: i32) -> Result<Vec<Array>> {
     let one = |(array, axis): (&Array, &Option<usize>)| match axis {
         None => Ok(array.clone()),
         Some(axis) => Ok(array.slice_axis(*axis as i32, i, i + 1)?.squeeze(&[*axis as i32])?),
@@ -18,8 +18,7 @@ pub(crate) fn mapped_length(arrays: &[Array], axes: &[Option<usize>]) -> Option<
     arrays.iter().zip(axes).find_map(|(a, axis)| axis.map(|axis| a.shape()[axis]))
 }
 
-/// `call` on each slice, its outputs stacked along a new first axis. No output is stacked from an empty axis: the inner
-/// lists are empty then.
+/// `call` on each slice, its outputs stacked along a new first axis. `None` for an empty axis: there is nothing to stack.
 pub(crate) fn each(
     arrays: &[Array],
     axes: &[Option<usize>],

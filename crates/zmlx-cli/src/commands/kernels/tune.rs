@@ -1,9 +1,7 @@
 //! `zmlx kernels tune`: launch parameters that are measured and kept.
 
-use std::path::PathBuf;
-
 use zmlx_kernels::Array;
-use zmlx_kernels::tuning::{DIRECTORY_VARIABLE, TUNE_VARIABLE};
+use zmlx_kernels::tuning::{self, TUNE_VARIABLE};
 
 use super::inputs::Inputs;
 use super::{Target, device_word, set_device};
@@ -30,21 +28,10 @@ pub(super) fn run(args: &TuneArgs) -> Result<(), Failure> {
     let arrays = inputs.arrays()?;
     let arrays: Vec<&Array> = arrays.iter().collect();
     let decision = kernel.tune(&arrays, &zmlx_tune::Settings::default()).map_err(Failure::runtime)?;
-    let kept = match folder() {
+    let kept = match tuning::directory() {
         Some(folder) => format!("stored in {}", folder.display()),
         None => format!("not stored: {TUNE_VARIABLE} is off, or there is no cache folder"),
     };
     let text = format!("{}, on {device}\n{decision}\n{kept}\n", inputs.describe());
     output::write_stdout(text.as_bytes())
-}
-
-/// The folder of stored choices, as the library finds it.
-fn folder() -> Option<PathBuf> {
-    if std::env::var(TUNE_VARIABLE).is_ok_and(|v| v == "off") {
-        return None;
-    }
-    match std::env::var_os(DIRECTORY_VARIABLE) {
-        Some(folder) => Some(folder.into()),
-        None => Some(zmlx_mlx::locate::cache_dir().ok()?.join("tune")),
-    }
 }
