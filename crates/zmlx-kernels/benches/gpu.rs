@@ -1,7 +1,8 @@
 //! Kernels on a GPU against the bandwidth of a copy, in one run: `cargo bench -p zmlx-kernels --bench gpu`.
 //!
 //! For each kernel and dtype: the time of the emitter's default parameters, of the tuner's choice (kernels over rows;
-//! all with `-- --tune-all`, which compiles a dozen texts each), and of plain MLX ops where there is one op for it; traffic over time as a share of a copy's; the largest difference from the CPU engine.
+//! all with `-- --tune-all`, which compiles a dozen texts each; `-- bfloat16 softmax` keeps what has one of these in its name
+//! or dtype), and of plain MLX ops where there is one op for it; traffic over time as a share of a copy's; the largest difference from the CPU engine.
 //! Times are medians of batches, variants alternating. Without a GPU it says so and ends.
 
 use std::time::Instant;
@@ -13,7 +14,8 @@ use zmlx_tune::Settings;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 type Body<'a> = Box<dyn Fn() -> zmlx_kernels::Result<Vec<Array>> + 'a>;
 
-const BATCH: usize = 10;
+/// Launches between two waits: the wait and the way to the first launch are a tenth of a millisecond, shared by all.
+const BATCH: usize = 40;
 const ROUNDS: usize = 9;
 
 fn batch(body: &Body<'_>) -> Result<f64> {
@@ -67,6 +69,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let all = std::env::args().any(|a| a == "--tune-all");
+    let names: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let (rows, cols) = (16384, 4096);
     let k = "0.7978845608028654";
     let cases = [
@@ -105,6 +108,15 @@ fn main() -> Result<()> {
         let (x, y) = (make(1)?, make(2)?);
         let w = ops::ones(&[cols], dtype)?;
         for (name, text, elements, weight) in &cases {
+            let dtype_name = dtype.to_string();
+            let (by_name, by_dtype): (Vec<_>, Vec<_>) =
+                names.iter().partition(|n| cases.iter().any(|c| c.0.contains(n.as_str())));
+            let kept = |list: &[&String], what: &str| {
+                list.is_empty() || list.iter().any(|n| what.contains(n.as_str()))
+            };
+            if *name != "copy" && !kept(&by_name, name) || !kept(&by_dtype, &dtype_name) {
+                continue;
+            }
             let mut arrays = vec![x.clone()];
             if *elements == 2 {
                 arrays.push(y.clone());
@@ -119,7 +131,7 @@ fn main() -> Result<()> {
             let settings = Settings { budget: std::time::Duration::from_secs(2), ..Settings::default() };
             let untuned = default.call(&inputs)?;
             transforms::eval(&untuned.iter().collect::<Vec<_>>())?;
-            let tunes = all || (text.contains("row_") || text.contains("cumsum")) && dtype == Dtype::Float32;
+            let tunes = all || text.contains("row_") || text.contains("cumsum");
             let choice =
                 if tunes { tuned.tune(&inputs, &settings)?.choice.to_string() } else { "default".to_owned() };
             let mut bodies: Vec<Body<'_>> =

@@ -141,7 +141,7 @@ fn to_integer<S: Simd>(simd: S, x: S::f32s, signed: bool) -> S::u32s {
 
 /// trunc(|x|) for |x| < 2^32 (garbage beyond): the mantissa, left-aligned, shifted right by its exponent.
 #[inline(always)]
-fn magnitude<S: Simd>(x: F<S>) -> U<S> {
+fn magnitude<S: Simd>(x: F<S, 1>) -> U<S, 1> {
     let bits = x.abs().bits();
     let mantissa = (bits << 8) | 0x8000_0000;
     let whole = mantissa >> (bits.k(158) - (bits >> 23));
@@ -151,23 +151,23 @@ fn magnitude<S: Simd>(x: F<S>) -> U<S> {
 /// Each lane to i32, toward zero; saturates, NaN gives 0 (Rust's `as`).
 #[inline(always)]
 pub fn to_i32<S: Simd>(simd: S, x: S::f32s) -> S::i32s {
-    let x = F(simd, x);
+    let x = F(simd, [x]);
     let sign = x.bits() >> 31;
     let mask = sign.k(0) - sign;
     let value = (magnitude(x) ^ mask) - mask;
     let limit = sign + 0x7fff_ffff;
     let value = x.abs().lt(x.k(2_147_483_648.0)).select(value.float(), limit.float());
-    pulp::cast(x.eq(x).select(value, x.k(0.0)).1)
+    pulp::cast(x.eq(x).select(value, x.k(0.0)).1[0])
 }
 
 /// Each lane to u32, toward zero; saturates (negative gives 0), NaN gives 0 (Rust's `as`).
 #[inline(always)]
 pub fn to_u32<S: Simd>(simd: S, x: S::f32s) -> S::u32s {
-    let x = F(simd, x);
+    let x = F(simd, [x]);
     let all = x.bits().k(u32::MAX);
     let value = x.lt(x.k(4_294_967_296.0)).select(magnitude(x).float(), all.float());
     // x > 0 is false for NaN.
-    x.gt(x.k(0.0)).select(value, x.k(0.0)).bits().1
+    x.gt(x.k(0.0)).select(value, x.k(0.0)).bits().1[0]
 }
 
 /// 2^39 as bits: its unit in the last place is 2^16, so or-ing a 16-bit h into it adds h 2^16.
@@ -178,21 +178,21 @@ const TWO23_BITS: u32 = 0x4b00_0000;
 /// Each lane to f32, to nearest with ties to even.
 #[inline(always)]
 pub fn from_u32<S: Simd>(simd: S, x: S::u32s) -> S::f32s {
-    let x = U(simd, x);
+    let x = U(simd, [x]);
     let high = ((x >> 16) | TWO39_BITS).float();
     let low = ((x & 0xffff) | TWO23_BITS).float();
     // The subtraction is exact (and takes off low's 2^23 too); the addition rounds once.
-    ((high - (549_755_813_888.0 + 8_388_608.0)) + low).1
+    ((high - (549_755_813_888.0 + 8_388_608.0)) + low).1[0]
 }
 
 /// Each lane to f32, to nearest with ties to even.
 #[inline(always)]
 pub fn from_i32<S: Simd>(simd: S, x: S::i32s) -> S::f32s {
     // x + 2^31 is unsigned; the 2^31 goes off again with the other offsets.
-    let x = U(simd, pulp::cast(x)) ^ 0x8000_0000;
+    let x = U(simd, [pulp::cast(x)]) ^ 0x8000_0000;
     let high = ((x >> 16) | TWO39_BITS).float();
     let low = ((x & 0xffff) | TWO23_BITS).float();
-    ((high - (549_755_813_888.0 + 2_147_483_648.0 + 8_388_608.0)) + low).1
+    ((high - (549_755_813_888.0 + 2_147_483_648.0 + 8_388_608.0)) + low).1[0]
 }
 
 /// The bits of f32 rounded to bf16.
@@ -207,7 +207,7 @@ fn bf16_bits(x: f32) -> u16 {
 
 /// Rounds each lane to the nearest bf16 value (ties to even), kept as f32. NaN kept.
 #[inline(always)]
-pub fn round_to_bf16<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+pub fn round_to_bf16<S: Simd, const K: usize>(simd: S, x: [S::f32s; K]) -> [S::f32s; K] {
     let x = F(simd, x);
     let bits = x.bits();
     let rounded = ((bits + ((bits >> 16) & 1) + 0x7fff) & 0xffff_0000).float();
@@ -216,7 +216,7 @@ pub fn round_to_bf16<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 
 /// Rounds each lane to the nearest f16 value (ties to even, overflow to inf, gradual underflow), kept as f32. NaN kept.
 #[inline(always)]
-pub fn round_to_f16<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+pub fn round_to_f16<S: Simd, const K: usize>(simd: S, x: [S::f32s; K]) -> [S::f32s; K] {
     let x = F(simd, x);
     let a = x.abs();
     let bits = a.bits();

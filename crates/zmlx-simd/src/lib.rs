@@ -1,7 +1,7 @@
 //! Vector maths of stated accuracy, type conversions, streaming stores and Philox, on the CPU's best instruction set.
 //!
-//! * [`math`]: functions of one register, `fn f<S: pulp::Simd>(simd: S, x: S::f32s) -> S::f32s`, for use inside a
-//!   caller's own `pulp::WithSimd` body.
+//! * [`math`]: functions of K registers, `fn f<S: pulp::Simd, const K: usize>(simd: S, x: [S::f32s; K]) -> [S::f32s; K]`,
+//!   for use inside a caller's own `pulp::WithSimd` body; [`lockstep`]: the loop around them.
 //! * [`convert`], [`stream`], [`philox`]: storage conversions, cache-bypassing copies, counter-based random numbers.
 //! * [`arch`], [`try_arch`], [`available`]: run-time dispatch; `ZMLX_SIMD=scalar|avx2|avx512|neon` overrides it.
 //! * [`map`]: whole slices, one dispatch a call.
@@ -33,11 +33,15 @@ mod arch;
 pub mod convert;
 mod error;
 mod lanes;
+#[allow(unsafe_code)]
+pub mod lockstep;
 mod map;
 pub mod math;
 pub mod philox;
 #[allow(unsafe_code)]
 pub mod stream;
+#[allow(unsafe_code)]
+mod together;
 
 pub use arch::{ISA_VARIABLE, arch, arch_named, available, isa_name, try_arch};
 pub use error::SimdError;

@@ -2,36 +2,9 @@
 
 use crate::SimdError;
 use crate::error::same_length;
+use crate::lockstep::{Lockstep, Loop, Source};
 use crate::{convert, math};
-use pulp::{Arch, Simd, WithSimd};
-
-/// A function of one register, as a type, so that each gets its own loop.
-trait Unary {
-    fn eval<S: Simd>(simd: S, x: S::f32s) -> S::f32s;
-}
-
-struct MapUnary<'a, O> {
-    src: &'a [f32],
-    dst: &'a mut [f32],
-    op: core::marker::PhantomData<O>,
-}
-
-impl<O: Unary> WithSimd for MapUnary<'_, O> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let (src, src_tail) = S::as_simd_f32s(self.src);
-        let (dst, dst_tail) = S::as_mut_simd_f32s(self.dst);
-        for (d, s) in dst.iter_mut().zip(src) {
-            *d = O::eval(simd, *s);
-        }
-        if !src_tail.is_empty() {
-            let y = O::eval(simd, simd.partial_load_f32s(src_tail));
-            simd.partial_store_f32s(dst_tail, y);
-        }
-    }
-}
+use pulp::{Arch, Simd};
 
 macro_rules! math_fns {
     ($($variant:ident $name:literal = $($path:ident)::+;)*) => {
@@ -61,14 +34,15 @@ macro_rules! math_fns {
             same_length("map", dst.len(), src.len())?;
             match f {
                 $(MathFn::$variant => {
+                    #[derive(Clone, Copy)]
                     struct Op;
-                    impl Unary for Op {
+                    impl Lockstep<1> for Op {
                         #[inline(always)]
-                        fn eval<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+                        fn eval<S: Simd, const K: usize>(self, simd: S, [x]: [[S::f32s; K]; 1]) -> [S::f32s; K] {
                             $($path)::+(simd, x)
                         }
                     }
-                    arch.dispatch(MapUnary::<Op> { src, dst, op: core::marker::PhantomData });
+                    arch.dispatch(Loop::new(Op, dst, [Source::Lanes(src)]));
                 })*
             }
             Ok(())
@@ -116,30 +90,6 @@ pub fn map(f: MathFn, src: &[f32], dst: &mut [f32]) -> Result<(), SimdError> {
     map_with(crate::arch(), f, src, dst)
 }
 
-struct Pow<'a> {
-    x: &'a [f32],
-    y: &'a [f32],
-    dst: &'a mut [f32],
-}
-
-impl WithSimd for Pow<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let (x, x_tail) = S::as_simd_f32s(self.x);
-        let (y, y_tail) = S::as_simd_f32s(self.y);
-        let (dst, dst_tail) = S::as_mut_simd_f32s(self.dst);
-        for ((d, x), y) in dst.iter_mut().zip(x).zip(y) {
-            *d = math::pow(simd, *x, *y);
-        }
-        if !x_tail.is_empty() {
-            let (x, y) = (simd.partial_load_f32s(x_tail), simd.partial_load_f32s(y_tail));
-            simd.partial_store_f32s(dst_tail, math::pow(simd, x, y));
-        }
-    }
-}
-
 /// dst\[i\] = x\[i\] ^ y\[i\] on the given instruction set; rules as [`math::pow`].
 ///
 /// # Errors
@@ -147,6 +97,14 @@ impl WithSimd for Pow<'_> {
 pub fn map_pow_with(arch: Arch, x: &[f32], y: &[f32], dst: &mut [f32]) -> Result<(), SimdError> {
     same_length("map_pow (base)", dst.len(), x.len())?;
     same_length("map_pow (exponent)", dst.len(), y.len())?;
-    arch.dispatch(Pow { x, y, dst });
+    #[derive(Clone, Copy)]
+    struct Op;
+    impl Lockstep<2> for Op {
+        #[inline(always)]
+        fn eval<S: Simd, const K: usize>(self, simd: S, [x, y]: [[S::f32s; K]; 2]) -> [S::f32s; K] {
+            math::pow(simd, x, y)
+        }
+    }
+    arch.dispatch(Loop::new(Op, dst, [Source::Lanes(x), Source::Lanes(y)]));
     Ok(())
 }

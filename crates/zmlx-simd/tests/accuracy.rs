@@ -261,9 +261,9 @@ fn emulated_registers_keep_nan() {
         type Output = [f32; 3];
         #[inline(always)]
         fn with_simd<S: pulp::Simd>(self, simd: S) -> [f32; 3] {
-            let x = simd.splat_f32s(self.0);
+            let x = [simd.splat_f32s(self.0)];
             use zmlx_simd::math;
-            [math::exp(simd, x), math::tanh(simd, x), math::softplus(simd, x)].map(|v| {
+            [math::exp(simd, x), math::tanh(simd, x), math::softplus(simd, x)].map(|[v]| {
                 let mut out = [0.0];
                 simd.partial_store_f32s(&mut out, v);
                 out[0]

@@ -2,6 +2,8 @@
 
 use zmlx_lang::{Id, Node, Op, Program, ReduceOp, Ty};
 
+use super::exec::by_registers;
+
 /// Where a value's lanes are during a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
@@ -133,7 +135,7 @@ impl Code {
         }
         if code.options.block == 0 {
             let fitting = BLOCK_BYTES / (code.slots.max(1) * code.lane);
-            code.options.block = (fitting.max(1).next_power_of_two() / 2).clamp(256, 2048);
+            code.options.block = (fitting.max(1).next_power_of_two() / 2).clamp(256, 4096);
         }
         code
     }
@@ -152,8 +154,9 @@ impl Code {
     fn place_uniform(&mut self) {
         let program = &self.program;
         let mut read = vec![false; program.values.len()];
-        for v in &program.values {
-            if !v.uniform || matches!(v.node, Node::Reduce(..)) {
+        for (i, v) in program.values.iter().enumerate() {
+            let lanes = !v.uniform && !by_registers(program, Id(i as u32));
+            if lanes || matches!(v.node, Node::Reduce(..)) {
                 v.node.args().iter().for_each(|a| read[a.index()] = true);
             }
         }
@@ -323,7 +326,7 @@ fn fuse(program: &Program, pass: &mut Pass, code: &[Id], roots: &mut Vec<Id>) {
     for r in &mut pass.reduces {
         if let Node::Reduce(ReduceOp::Sum, x) = program.value(r.id).node
             && fits(x)
-            && op(x).is_some_and(|(o, _)| o == Op::Mul)
+            && op(x).is_some_and(|(o, args)| o == Op::Mul && !args.iter().any(|a| program.value(*a).uniform))
             && steps.iter().any(|s| s.id == x && s.inner.is_none())
         {
             r.inner = Some(x);

@@ -1,7 +1,10 @@
 //! One block of values, one operation after another.
 
+use std::cell::Cell;
+
 use pulp::{Simd, WithSimd};
 use zmlx_lang::{Dtype, Id, Node, Op, Program, Ty};
+use zmlx_simd::lockstep::{Lockstep, Loop, Soon, Source};
 use zmlx_simd::philox::philox4x32;
 use zmlx_simd::{convert, math};
 
@@ -12,8 +15,12 @@ use super::table::{OutOfBounds, Table, load};
 /// A block under evaluation: where each value's lanes are, and where the block lies.
 pub(super) struct Block<'a> {
     pub program: &'a Program,
+    /// The instruction set.
+    pub arch: pulp::Arch,
     /// Lanes of every value in use: `n` of 4 bytes, or 8 for 64-bit types. Values of one operation do not overlap.
     pub lanes: &'a [*mut u8],
+    /// The bits of each value that is the same along the row and is known by now.
+    pub cells: *const u64,
     /// Elements in the block.
     pub n: usize,
     /// First column.
@@ -23,6 +30,8 @@ pub(super) struct Block<'a> {
     pub tables: &'a [Table<'a>],
     /// A value whose lanes are an output that is written past the caches; those that can't are stored as usual.
     pub streamed: Option<Id>,
+    /// Memory of the next row, to be asked for by the first loop over registers.
+    pub soon: Cell<Option<Soon>>,
 }
 
 impl Block<'_> {
@@ -52,35 +61,22 @@ pub(super) struct Exec<'a> {
     pub code: &'a [Step],
 }
 
-/// Stores a vector past the caches where the machine can.
-///
-/// # Safety
-/// `to` is aligned to the vector's size and may be written; a fence must follow before others read it.
-#[inline(always)]
-unsafe fn store_past<S: Simd>(to: &mut S::f32s, v: S::f32s) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use core::arch::x86_64::{_mm_stream_ps, _mm256_stream_ps, _mm512_stream_ps};
-        let to: *mut f32 = std::ptr::from_mut(to).cast();
-        // SAFETY: a vector of this size exists only where its instructions do; the same bits in the same size, aligned as
-        // the caller promises.
+impl Block<'_> {
+    /// A float operand of a loop over registers: lanes, or the one value of all lanes.
+    ///
+    /// # Safety
+    /// As for `get`; a uniform value has been computed.
+    unsafe fn operand(&self, id: Id) -> Source<'_> {
+        // SAFETY: as the caller promises; there is one cell a value.
         unsafe {
-            match size_of::<S::f32s>() {
-                16 if !S::IS_SCALAR => return _mm_stream_ps(to, std::mem::transmute_copy(&v)),
-                32 if std::any::TypeId::of::<S>() == std::any::TypeId::of::<pulp::x86::V3>() => {
-                    return _mm256_stream_ps(to, std::mem::transmute_copy(&v));
-                }
-                64 if std::any::TypeId::of::<S>() == std::any::TypeId::of::<pulp::x86::V4>() => {
-                    return _mm512_stream_ps(to, std::mem::transmute_copy(&v));
-                }
-                _ => {}
+            if self.program.value(id).uniform {
+                Source::Same(f32::from_bits(*self.cells.add(id.index()) as u32))
+            } else {
+                Source::Lanes(self.get(id))
             }
         }
     }
-    *to = v;
-}
 
-impl Block<'_> {
     /// Whether a value's vectors go past the caches: it is streamed and its lanes are aligned.
     #[inline(always)]
     fn streams(&self, id: Id) -> bool {
@@ -88,27 +84,36 @@ impl Block<'_> {
     }
 }
 
-/// `d = f(a)` over vectors.
-macro_rules! math1 {
-    ($simd:ident, $b:ident, $d:expr, $a:expr, $f:expr) => {{
-        // SAFETY: places of one operation are disjoint and hold `n` 32-bit lanes.
-        let (d, a) = unsafe { ($b.get_mut::<f32>($d), $b.get::<f32>($a)) };
-        let (dv, dt) = S::as_mut_simd_f32s(d);
-        let (av, at) = S::as_simd_f32s(a);
-        if $b.streams($d) {
-            for (d, a) in dv.iter_mut().zip(av) {
-                // SAFETY: aligned, since the lanes are and whole vectors follow each other; the task ends with a fence.
-                unsafe { store_past::<S>(d, $f($simd, *a)) };
-            }
-        } else {
-            for (d, a) in dv.iter_mut().zip(av) {
-                *d = $f($simd, *a);
+/// Runs a loop in a function of its own. Inlined into the caller, which is compiled for each instruction set, it would be compiled
+/// that many times over.
+#[inline(never)]
+fn apart<W: WithSimd>(arch: pulp::Arch, work: W) -> W::Output {
+    arch.dispatch(work)
+}
+
+/// `d = f(x, ...)` over registers, several side by side: an expression over arrays of them.
+macro_rules! vectors {
+    ($b:ident, $d:expr, [$($x:ident = $a:expr),+], |$simd:ident| $e:expr) => {{
+        #[derive(Clone, Copy)]
+        struct Function;
+        impl Lockstep<{ [$(stringify!($x)),+].len() }> for Function {
+            #[inline(always)]
+            fn eval<S: Simd, const K: usize>(
+                self,
+                $simd: S,
+                [$($x),+]: [[S::f32s; K]; { [$(stringify!($x)),+].len() }],
+            ) -> [S::f32s; K] {
+                $e
             }
         }
-        if !at.is_empty() {
-            let v = $simd.partial_load_f32s(at);
-            $simd.partial_store_f32s(dt, $f($simd, v));
-        }
+        let past = $b.streams($d);
+        // SAFETY: places of one operation are disjoint and hold `n` 32-bit lanes; lanes that are streamed are aligned, and
+        // the task ends with a fence.
+        let work = unsafe {
+            let (to, from) = ($b.get_mut::<f32>($d), [$($b.operand($a)),+]);
+            Loop::new(Function, to, from).past(past).soon($b.soon.take())
+        };
+        apart($b.arch, work);
     }};
 }
 
@@ -144,52 +149,63 @@ pub(super) fn mask(b: bool) -> u32 {
     if b { u32::MAX } else { 0 }
 }
 
-/// Whether an operation's vectors can be stored past the caches as they are computed.
-pub(super) fn can_stream(program: &Program, step: &Step) -> bool {
-    let (Node::Op(op, _), Ty::F32) = (&program.value(step.id).node, program.value(step.id).ty) else {
+/// Whether an operation on floats is a loop over registers, whose operands may be uniform values without lanes.
+pub(super) fn by_registers(program: &Program, id: Id) -> bool {
+    let (Node::Op(op, _), Ty::F32) = (&program.value(id).node, program.value(id).ty) else {
         return false;
     };
-    step.inner.is_some()
-        || matches!(
-            op,
-            Op::Add
-                | Op::Sub
-                | Op::Mul
-                | Op::Exp
-                | Op::Log
-                | Op::Sqrt
-                | Op::Rsqrt
-                | Op::Sin
-                | Op::Cos
-                | Op::Tanh
-                | Op::Sigmoid
-                | Op::Silu
-                | Op::GeluTanh
-                | Op::GeluErf
-                | Op::Softplus
-                | Op::Mish
-                | Op::Erf
-        )
+    matches!(
+        op,
+        Op::Add
+            | Op::Sub
+            | Op::Mul
+            | Op::Fma
+            | Op::Pow
+            | Op::Sign
+            | Op::Exp
+            | Op::Exp2
+            | Op::Log
+            | Op::Log2
+            | Op::Log10
+            | Op::Log1p
+            | Op::Expm1
+            | Op::Sqrt
+            | Op::Rsqrt
+            | Op::Sin
+            | Op::Cos
+            | Op::Tanh
+            | Op::Sigmoid
+            | Op::Silu
+            | Op::GeluTanh
+            | Op::GeluErf
+            | Op::Softplus
+            | Op::Mish
+            | Op::Erf
+            | Op::Floor
+            | Op::Ceil
+            | Op::Trunc
+            | Op::Round
+    )
 }
 
 impl WithSimd for Exec<'_> {
     type Output = Result<(), OutOfBounds>;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
+    fn with_simd<S: Simd>(self, _: S) -> Self::Output {
         let b = self.block;
         for step in self.code {
             let id = step.id;
             let value = b.program.value(id);
             if let Some(inner) = step.inner {
-                fused(simd, b, id, inner);
+                fused(b, id, inner);
                 continue;
             }
             match &value.node {
                 Node::Op(op, args) => {
                     let ty = b.program.value(args[args.len() - 1]).ty;
                     match ty {
-                        Ty::F32 => float_op(simd, b, *op, id, args),
+                        Ty::F32 => float_op(b, *op, id, args),
                         Ty::Bool => bool_op(b, *op, id, args),
                         Ty::I32 => int_op_i32(b, *op, id, args),
                         Ty::U32 => int_op_u32(b, *op, id, args),
@@ -197,7 +213,7 @@ impl WithSimd for Exec<'_> {
                         Ty::U64 => int_op_u64(b, *op, id, args),
                     }
                 }
-                Node::Cast(dtype, x) => cast(simd, b, *dtype, id, *x),
+                Node::Cast(dtype, x) => cast(b, *dtype, id, *x),
                 Node::Bitcast(_, x) => {
                     let x = *x;
                     lanes!(b, id, u32, |v: u32 = x| v);
@@ -219,55 +235,8 @@ impl WithSimd for Exec<'_> {
     }
 }
 
-/// `d = f(a, b)` over vectors.
-macro_rules! math2 {
-    ($simd:ident, $b:ident, $d:expr, $a:expr, $c:expr, |$x:ident, $y:ident| $e:expr) => {{
-        // SAFETY: places of one operation are disjoint and hold `n` 32-bit lanes.
-        let (d, a, c) = unsafe { ($b.get_mut::<f32>($d), $b.get::<f32>($a), $b.get::<f32>($c)) };
-        let (dv, dt) = S::as_mut_simd_f32s(d);
-        let ((av, at), (cv, ct)) = (S::as_simd_f32s(a), S::as_simd_f32s(c));
-        if $b.streams($d) {
-            for ((d, &$x), &$y) in dv.iter_mut().zip(av).zip(cv) {
-                // SAFETY: as in `math1`.
-                unsafe { store_past::<S>(d, $e) };
-            }
-        } else {
-            for ((d, &$x), &$y) in dv.iter_mut().zip(av).zip(cv) {
-                *d = $e;
-            }
-        }
-        if !at.is_empty() {
-            let ($x, $y) = ($simd.partial_load_f32s(at), $simd.partial_load_f32s(ct));
-            $simd.partial_store_f32s(dt, $e);
-        }
-    }};
-}
-
-/// `d = a * b * c` over vectors.
-#[inline(always)]
-fn product3<S: Simd>(simd: S, b: &Block<'_>, d: Id, factors: [Id; 3]) {
-    // SAFETY: places of one operation are disjoint and hold `n` 32-bit lanes.
-    let (to, [x, y, z]) = unsafe { (b.get_mut::<f32>(d), factors.map(|f| b.get::<f32>(f))) };
-    let (dv, dt) = S::as_mut_simd_f32s(to);
-    let ((xv, xt), (yv, yt), (zv, zt)) = (S::as_simd_f32s(x), S::as_simd_f32s(y), S::as_simd_f32s(z));
-    if b.streams(d) {
-        for (((d, x), y), z) in dv.iter_mut().zip(xv).zip(yv).zip(zv) {
-            // SAFETY: as in `math1`.
-            unsafe { store_past::<S>(d, simd.mul_f32s(simd.mul_f32s(*x, *y), *z)) };
-        }
-    } else {
-        for (((d, x), y), z) in dv.iter_mut().zip(xv).zip(yv).zip(zv) {
-            *d = simd.mul_f32s(simd.mul_f32s(*x, *y), *z);
-        }
-    }
-    for (((d, x), y), z) in dt.iter_mut().zip(xt).zip(yt).zip(zt) {
-        *d = x * y * z;
-    }
-}
-
 /// Two operations in one: see [`super::code::fuse`].
-#[inline(always)]
-fn fused<S: Simd>(simd: S, b: &Block<'_>, d: Id, inner: Id) {
+fn fused(b: &Block<'_>, d: Id, inner: Id) {
     let (Node::Op(outer, own), Node::Op(op, args)) = (&b.program.value(d).node, &b.program.value(inner).node)
     else {
         return;
@@ -277,73 +246,77 @@ fn fused<S: Simd>(simd: S, b: &Block<'_>, d: Id, inner: Id) {
     match (*outer, *op) {
         (Op::Exp, Op::Sub) => {
             let y = args[1];
-            math2!(simd, b, d, x, y, |v, w| math::exp(simd, simd.sub_f32s(v, w)));
+            vectors!(b, d, [v = x, w = y], |simd| math::exp(simd, math::sub(simd, v, w)));
         }
         (Op::Mul, Op::Mul) => {
             let y = args[1];
-            product3(simd, b, d, [x, y, other]);
+            vectors!(b, d, [u = x, v = y, w = other], |simd| math::mul(simd, math::mul(simd, u, v), w));
         }
-        (Op::Mul, Op::Silu) => math2!(simd, b, d, x, other, |v, w| simd.mul_f32s(math::silu(simd, v), w)),
+        (Op::Mul, Op::Silu) => {
+            vectors!(b, d, [v = x, w = other], |simd| math::mul(simd, math::silu(simd, v), w))
+        }
         (Op::Mul, Op::GeluTanh) => {
-            math2!(simd, b, d, x, other, |v, w| simd.mul_f32s(math::gelu_tanh(simd, v), w))
+            vectors!(b, d, [v = x, w = other], |simd| math::mul(simd, math::gelu_tanh(simd, v), w));
         }
         (Op::Mul, Op::GeluErf) => {
-            math2!(simd, b, d, x, other, |v, w| simd.mul_f32s(math::gelu_erf(simd, v), w))
+            vectors!(b, d, [v = x, w = other], |simd| math::mul(simd, math::gelu_erf(simd, v), w));
         }
         (Op::Mul, Op::Sigmoid) => {
-            math2!(simd, b, d, x, other, |v, w| simd.mul_f32s(math::sigmoid(simd, v), w))
+            vectors!(b, d, [v = x, w = other], |simd| math::mul(simd, math::sigmoid(simd, v), w));
         }
-        (Op::Mul, Op::Exp) => math2!(simd, b, d, x, other, |v, w| simd.mul_f32s(math::exp(simd, v), w)),
+        (Op::Mul, Op::Exp) => {
+            vectors!(b, d, [v = x, w = other], |simd| math::mul(simd, math::exp(simd, v), w))
+        }
         _ => {}
     }
 }
 
 #[inline(always)]
-fn float_op<S: Simd>(simd: S, b: &Block<'_>, op: Op, d: Id, args: &[Id]) {
+fn float_op(b: &Block<'_>, op: Op, d: Id, args: &[Id]) {
     let x = args[0];
     let y = *args.get(1).unwrap_or(&x);
     let z = *args.get(2).unwrap_or(&x);
     match op {
         Op::Neg => lanes!(b, d, f32, |v: f32 = x| -v),
         Op::Abs => lanes!(b, d, f32, |v: f32 = x| v.abs()),
-        Op::Sign => math1!(simd, b, d, x, math::sign),
-        Op::Exp => math1!(simd, b, d, x, math::exp),
-        Op::Exp2 => math1!(simd, b, d, x, math::exp2),
-        Op::Log => math1!(simd, b, d, x, math::log),
-        Op::Log2 => math1!(simd, b, d, x, math::log2),
-        Op::Log10 => math1!(simd, b, d, x, math::log10),
-        Op::Log1p => math1!(simd, b, d, x, math::log1p),
-        Op::Expm1 => math1!(simd, b, d, x, math::expm1),
-        Op::Sqrt => math1!(simd, b, d, x, math::sqrt),
-        Op::Rsqrt => math1!(simd, b, d, x, math::rsqrt),
-        Op::Sin => math1!(simd, b, d, x, math::sin),
-        Op::Cos => math1!(simd, b, d, x, math::cos),
+        Op::Sign => vectors!(b, d, [v = x], |simd| math::sign(simd, v)),
+        Op::Exp => vectors!(b, d, [v = x], |simd| math::exp(simd, v)),
+        Op::Exp2 => vectors!(b, d, [v = x], |simd| math::exp2(simd, v)),
+        Op::Log => vectors!(b, d, [v = x], |simd| math::log(simd, v)),
+        Op::Log2 => vectors!(b, d, [v = x], |simd| math::log2(simd, v)),
+        Op::Log10 => vectors!(b, d, [v = x], |simd| math::log10(simd, v)),
+        Op::Log1p => vectors!(b, d, [v = x], |simd| math::log1p(simd, v)),
+        Op::Expm1 => vectors!(b, d, [v = x], |simd| math::expm1(simd, v)),
+        Op::Sqrt => vectors!(b, d, [v = x], |simd| math::sqrt(simd, v)),
+        Op::Rsqrt => vectors!(b, d, [v = x], |simd| math::rsqrt(simd, v)),
+        Op::Sin => vectors!(b, d, [v = x], |simd| math::sin(simd, v)),
+        Op::Cos => vectors!(b, d, [v = x], |simd| math::cos(simd, v)),
         // Rare in kernels: through double precision, one lane at a time.
         Op::Tan => lanes!(b, d, f32, |v: f32 = x| f64::from(v).tan() as f32),
         Op::Asin => lanes!(b, d, f32, |v: f32 = x| f64::from(v).asin() as f32),
         Op::Acos => lanes!(b, d, f32, |v: f32 = x| f64::from(v).acos() as f32),
         Op::Atan => lanes!(b, d, f32, |v: f32 = x| f64::from(v).atan() as f32),
-        Op::Tanh => math1!(simd, b, d, x, math::tanh),
-        Op::Sigmoid => math1!(simd, b, d, x, math::sigmoid),
-        Op::Silu => math1!(simd, b, d, x, math::silu),
-        Op::GeluTanh => math1!(simd, b, d, x, math::gelu_tanh),
-        Op::GeluErf => math1!(simd, b, d, x, math::gelu_erf),
-        Op::Softplus => math1!(simd, b, d, x, math::softplus),
-        Op::Mish => math1!(simd, b, d, x, math::mish),
-        Op::Erf => math1!(simd, b, d, x, math::erf),
-        Op::Floor => math1!(simd, b, d, x, math::floor),
-        Op::Ceil => math1!(simd, b, d, x, math::ceil),
-        Op::Trunc => math1!(simd, b, d, x, math::trunc),
-        Op::Round => math1!(simd, b, d, x, math::round),
+        Op::Tanh => vectors!(b, d, [v = x], |simd| math::tanh(simd, v)),
+        Op::Sigmoid => vectors!(b, d, [v = x], |simd| math::sigmoid(simd, v)),
+        Op::Silu => vectors!(b, d, [v = x], |simd| math::silu(simd, v)),
+        Op::GeluTanh => vectors!(b, d, [v = x], |simd| math::gelu_tanh(simd, v)),
+        Op::GeluErf => vectors!(b, d, [v = x], |simd| math::gelu_erf(simd, v)),
+        Op::Softplus => vectors!(b, d, [v = x], |simd| math::softplus(simd, v)),
+        Op::Mish => vectors!(b, d, [v = x], |simd| math::mish(simd, v)),
+        Op::Erf => vectors!(b, d, [v = x], |simd| math::erf(simd, v)),
+        Op::Floor => vectors!(b, d, [v = x], |simd| math::floor(simd, v)),
+        Op::Ceil => vectors!(b, d, [v = x], |simd| math::ceil(simd, v)),
+        Op::Trunc => vectors!(b, d, [v = x], |simd| math::trunc(simd, v)),
+        Op::Round => vectors!(b, d, [v = x], |simd| math::round(simd, v)),
         Op::IsNan => lanes!(b, d, u32, |v: f32 = x| mask(v.is_nan())),
         Op::IsInf => lanes!(b, d, u32, |v: f32 = x| mask(v.is_infinite())),
-        Op::Add => math2!(simd, b, d, x, y, |v, w| simd.add_f32s(v, w)),
-        Op::Sub => math2!(simd, b, d, x, y, |v, w| simd.sub_f32s(v, w)),
-        Op::Mul => math2!(simd, b, d, x, y, |v, w| simd.mul_f32s(v, w)),
+        Op::Add => vectors!(b, d, [v = x, w = y], |simd| math::add(simd, v, w)),
+        Op::Sub => vectors!(b, d, [v = x, w = y], |simd| math::sub(simd, v, w)),
+        Op::Mul => vectors!(b, d, [v = x, w = y], |simd| math::mul(simd, v, w)),
         Op::Div => lanes!(b, d, f32, |v: f32 = x, w: f32 = y| v / w),
         Op::FloorDiv => lanes!(b, d, f32, |v: f32 = x, w: f32 = y| (v / w).floor()),
         Op::Rem => lanes!(b, d, f32, |v: f32 = x, w: f32 = y| float_rem(v, w)),
-        Op::Pow => pow(simd, b, d, x, y),
+        Op::Pow => vectors!(b, d, [v = x, w = y], |simd| math::pow(simd, v, w)),
         Op::Min => lanes!(b, d, f32, |v: f32 = x, w: f32 = y| if v < w || v.is_nan() { v } else { w }),
         Op::Max => lanes!(b, d, f32, |v: f32 = x, w: f32 = y| if v > w || v.is_nan() { v } else { w }),
         Op::Lt => lanes!(b, d, u32, |v: f32 = x, w: f32 = y| mask(v < w)),
@@ -352,7 +325,7 @@ fn float_op<S: Simd>(simd: S, b: &Block<'_>, op: Op, d: Id, args: &[Id]) {
         Op::Ge => lanes!(b, d, u32, |v: f32 = x, w: f32 = y| mask(v >= w)),
         Op::Eq => lanes!(b, d, u32, |v: f32 = x, w: f32 = y| mask(v == w)),
         Op::Ne => lanes!(b, d, u32, |v: f32 = x, w: f32 = y| mask(v != w)),
-        Op::Fma => fma(simd, b, d, x, y, z),
+        Op::Fma => vectors!(b, d, [u = x, v = y, w = z], |simd| math::fma(simd, u, v, w)),
         Op::Select => lanes!(b, d, u32, |c: u32 = x, v: u32 = y, w: u32 = z| if c != 0 { v } else { w }),
         // Integer and logical operations never have float operands: types are decided before.
         Op::Not
@@ -373,35 +346,6 @@ fn float_op<S: Simd>(simd: S, b: &Block<'_>, op: Op, d: Id, args: &[Id]) {
 fn float_rem(v: f32, w: f32) -> f32 {
     let r = v % w;
     if r != 0.0 && (r < 0.0) != (w < 0.0) { r + w } else { r }
-}
-
-#[inline(always)]
-fn fma<S: Simd>(simd: S, b: &Block<'_>, d: Id, x: Id, y: Id, z: Id) {
-    // SAFETY: places of one operation are disjoint and hold `n` 32-bit lanes.
-    let (d, x, y, z) = unsafe { (b.get_mut::<f32>(d), b.get::<f32>(x), b.get::<f32>(y), b.get::<f32>(z)) };
-    let (dv, dt) = S::as_mut_simd_f32s(d);
-    let ((xv, xt), (yv, yt), (zv, zt)) = (S::as_simd_f32s(x), S::as_simd_f32s(y), S::as_simd_f32s(z));
-    for (((d, x), y), z) in dv.iter_mut().zip(xv).zip(yv).zip(zv) {
-        *d = simd.mul_add_f32s(*x, *y, *z);
-    }
-    if !xt.is_empty() {
-        let p = |t| simd.partial_load_f32s(t);
-        simd.partial_store_f32s(dt, simd.mul_add_f32s(p(xt), p(yt), p(zt)));
-    }
-}
-
-#[inline(always)]
-fn pow<S: Simd>(simd: S, b: &Block<'_>, d: Id, x: Id, y: Id) {
-    // SAFETY: places of one operation are disjoint and hold `n` 32-bit lanes.
-    let (d, x, y) = unsafe { (b.get_mut::<f32>(d), b.get::<f32>(x), b.get::<f32>(y)) };
-    let (dv, dt) = S::as_mut_simd_f32s(d);
-    let ((xv, xt), (yv, yt)) = (S::as_simd_f32s(x), S::as_simd_f32s(y));
-    for ((d, x), y) in dv.iter_mut().zip(xv).zip(yv) {
-        *d = math::pow(simd, *x, *y);
-    }
-    if !xt.is_empty() {
-        simd.partial_store_f32s(dt, math::pow(simd, simd.partial_load_f32s(xt), simd.partial_load_f32s(yt)));
-    }
 }
 
 #[inline(always)]
@@ -500,7 +444,7 @@ int_ops!(int_op_i64, i64, true);
 int_ops!(int_op_u64, u64, false);
 
 #[inline(always)]
-fn cast<S: Simd>(simd: S, b: &Block<'_>, to: Dtype, d: Id, x: Id) {
+fn cast(b: &Block<'_>, to: Dtype, d: Id, x: Id) {
     macro_rules! from {
         ($t:ty, $v:ident, $as_bool:expr) => {
             match to {
@@ -528,8 +472,8 @@ fn cast<S: Simd>(simd: S, b: &Block<'_>, to: Dtype, d: Id, x: Id) {
         },
         Ty::F32 => match to {
             Dtype::F32 => lanes!(b, d, f32, |v: f32 = x| v),
-            Dtype::F16 => math1!(simd, b, d, x, convert::round_to_f16),
-            Dtype::Bf16 => math1!(simd, b, d, x, convert::round_to_bf16),
+            Dtype::F16 => vectors!(b, d, [v = x], |simd| convert::round_to_f16(simd, v)),
+            Dtype::Bf16 => vectors!(b, d, [v = x], |simd| convert::round_to_bf16(simd, v)),
             _ => from!(f32, v, v != 0.0),
         },
         Ty::I32 => from!(i32, v, v != 0),

@@ -1,16 +1,18 @@
 //! Rows, blocks and threads.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Mutex;
 
 use rayon::prelude::*;
 use zmlx_lang::shape::Domain;
 use zmlx_lang::{Dtype, Id, Node, Program, Role, Ty};
+use zmlx_simd::lockstep::Soon;
 use zmlx_simd::stream;
 
 use super::bits::{add_bits, const_bits, narrow, narrow_block, narrow_floats, splat};
 use super::code::{Code, Pass, Place, Step, scan_slot};
-use super::exec::{Accumulate, Block, Exec, can_stream};
+use super::exec::{Accumulate, Block, Exec, by_registers};
 use super::layout::Layout;
 use super::reduce::Acc;
 use super::scan::{Carry, scan};
@@ -285,12 +287,15 @@ impl<'a> Job<'a> {
         }
         let block = Block {
             program: self.program(),
+            arch: self.arch,
             lanes: &arena.lanes,
+            cells: base,
             n: 1,
             col: 0,
             linear: 0,
             tables: &self.tables,
             streamed: None,
+            soon: Cell::new(None),
         };
         self.arch.dispatch(Exec { block: &block, code })
     }
@@ -373,18 +378,19 @@ impl<'a> Job<'a> {
                 arena.lanes[value.index()] = unsafe { self.outputs[o].data.add(at) };
             }
             self.inputs_in(arena, &pass.code, row, col, n);
-            if p == 1 && row + 1 < self.layout.rows {
-                self.fetch_ahead(row + 1, col, n);
-            }
+            let soon = if p == 1 && row + 1 < self.layout.rows { self.soon(row + 1, col, n) } else { None };
             let linear = (row * self.layout.cols + col) as u64;
             let block = Block {
                 program: self.program(),
+                arch: self.arch,
                 lanes: &arena.lanes,
+                cells: arena.cells.as_ptr(),
                 n,
                 col,
                 linear,
                 tables: &self.tables,
                 streamed,
+                soon: Cell::new(soon),
             };
             self.arch.dispatch(Exec { block: &block, code: &pass.code })?;
             if !accs.is_empty() {
@@ -401,27 +407,19 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    /// Asks for columns of a later row while this one computes: the first pass over a row waits for memory, later ones for
+    /// Columns of a later row to ask for while this one computes: the first pass over a row waits for memory, later ones for
     /// arithmetic, and so both are busy.
-    fn fetch_ahead(&self, row: usize, col: usize, n: usize) {
-        #[cfg(target_arch = "x86_64")]
-        for (input, steps) in self.layout.inputs.iter().enumerate() {
+    fn soon(&self, row: usize, col: usize, n: usize) -> Option<Soon> {
+        let mut inputs = self.layout.inputs.iter().enumerate();
+        inputs.find_map(|(input, steps)| {
             if steps.col == 0 || steps.outer.iter().all(|s| *s == 0) {
-                continue;
+                return None;
             }
             let size = self.program().inputs[input].dtype.size();
             let at = (self.layout.start(input, row) + col) * size;
-            let Some(bytes) = self.inputs[input].get(at..at + n * size) else { continue };
-            for line in bytes.chunks(64) {
-                // SAFETY: a hint about memory of the slice.
-                unsafe {
-                    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                    _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
-                }
-            }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (row, col, n);
+            let bytes = self.inputs[input].get(at..at + n * size)?;
+            Some(Soon::new(bytes.as_ptr(), size))
+        })
     }
 
     /// Elements up to the first cache line of a streamed output, so that later blocks write whole lines.
@@ -471,12 +469,10 @@ impl<'a> Job<'a> {
             let same = value.ty != Ty::Bool && value.ty.storage() == output.dtype;
             let aligned = (self.outputs[o].data as usize).is_multiple_of(output.dtype.size());
             let first = !direct.iter().any(|d| d.0 == output.value);
-            let step = pass.code.iter().find(|s| s.id == output.value);
             // Streamed lanes can't be read back cheaply: only a value that nothing else in the pass reads.
             let read = pass.code.iter().any(|s| s.args(self.program()).contains(&output.value))
                 || pass.reduces.iter().any(|r| r.args(self.program()).contains(&output.value));
-            let streams =
-                !read && pass.stores.len() == 1 && step.is_some_and(|s| can_stream(self.program(), s));
+            let streams = !read && pass.stores.len() == 1 && by_registers(self.program(), output.value);
             if computed && same && aligned && first && (!self.stream || streams) && output.scatter.is_none() {
                 direct.push((output.value, o));
             }
@@ -532,12 +528,15 @@ impl<'a> Job<'a> {
             let linear = (row * cols + col) as u64;
             let block = Block {
                 program: self.program(),
+                arch: self.arch,
                 lanes: &arena.lanes,
+                cells: arena.cells.as_ptr(),
                 n,
                 col,
                 linear,
                 tables: &self.tables,
                 streamed: None,
+                soon: Cell::new(None),
             };
             self.arch.dispatch(Exec { block: &block, code: &step.code })?;
             scan(&block, step.value, &mut carry);

@@ -47,8 +47,8 @@ impl Helper {
         match self {
             Self::IsNan => ISNAN.to_owned(),
             Self::IsInf => ISINF.to_owned(),
-            Self::Max => EXTREME.replace("$name", "zk_max").replace('$', ">"),
-            Self::Min => EXTREME.replace("$name", "zk_min").replace('$', "<"),
+            Self::Max => extreme("max", '>', dialect),
+            Self::Min => extreme("min", '<', dialect),
             Self::Sign => SIGN.to_owned(),
             Self::Expm1 => EXPM1.to_owned(),
             Self::Log1p => LOG1P.to_owned(),
@@ -85,6 +85,20 @@ impl Helper {
             Self::Vector => VECTOR.to_owned(),
         }
     }
+}
+
+/// On CUDA one instruction, where there is one: row kernels in 16-bit types are bound by how many they issue.
+fn extreme(name: &str, relation: char, dialect: Dialect) -> String {
+    let choice = format!("  return a {relation} b || zk_isnan(a) ? a : b;\n");
+    let body = match dialect {
+        Dialect::Metal => choice,
+        Dialect::Cuda => format!(
+            "#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800\n  float r;\n  \
+             asm(\"{name}.NaN.f32 %0, %1, %2;\" : \"=f\"(r) : \"f\"(a), \"f\"(b));\n  return r;\n\
+             #else\n{choice}#endif\n"
+        ),
+    };
+    format!("// NaN if either is.\nFN float zk_{name}(float a, float b) {{\n{body}}}\n")
 }
 
 fn saturate(ty: &str, name: &str, low: &str, high: &str, limit: &str, signed: bool) -> String {
@@ -131,13 +145,6 @@ FN bool zk_isnan(float a) {
 const ISINF: &str = "\
 FN bool zk_isinf(float a) {
   return (BITS(a) & 0x7fffffffu) == 0x7f800000u;
-}
-";
-
-const EXTREME: &str = "\
-// NaN if either is.
-FN float $name(float a, float b) {
-  return a $ b || zk_isnan(a) ? a : b;
 }
 ";
 

@@ -187,13 +187,9 @@ fn row_candidates(program: &Program, dialect: Dialect, rows: u64, cols: u64) -> 
         }
     }
     for threads in [256, 512, 1024, 128] {
-        for vec in [vec, 1] {
-            found.push(Params { threads, vec, rows_per_group: 1, items: 0 });
-        }
+        found.push(Params { threads, vec, rows_per_group: 1, items: 0 });
     }
-    for rows_per_group in [4, 8] {
-        found.push(Params { threads: 32 * rows_per_group, vec, rows_per_group, items: 0 });
-    }
+    found.push(Params { threads: 256, vec, rows_per_group: 8, items: 0 });
     // A long row first goes through the looped text with many threads.
     if cols > 16_384 {
         found.sort_by_key(|p| (p.items != 0, p.threads != 1024, p.vec != vec));

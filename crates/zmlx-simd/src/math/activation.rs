@@ -1,36 +1,36 @@
 //! silu, gelu (tanh form), softplus, mish.
 
-use super::exp::{exp_nonpositive, over_one_plus_exp, scaled_exp};
+use super::exp::{exp_nonpositive, scaled_exp, times_sigmoid};
 use super::log::ln_1p_unit;
 use crate::lanes::F;
 use pulp::Simd;
 
 #[inline(always)]
-pub(super) fn silu<S: Simd>(x: F<S>) -> F<S> {
-    // x sigmoid(x) = x⁺ - a sigmoid(-a), a = |x|. Past a = 110 the last term is below the smallest denormal.
-    let a = x.abs().at_most(110.0);
-    x.positive_part() - over_one_plus_exp(a, a)
+pub(super) fn silu<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
+    // Below -110 the product is less than half the smallest denormal.
+    let x = x.at_least(-110.0);
+    times_sigmoid(x, x)
 }
 
 /// 2 sqrt(2/pi) and the same times 0.044715.
 const GELU: (f32, f32) = (1.5957692, 7.1354814e-2);
 
 #[inline(always)]
-pub(super) fn gelu_tanh<S: Simd>(x: F<S>) -> F<S> {
-    // 0.5 x (1 + tanh u) = x sigmoid(2u); 2u = 118 at a = 11.2, where the last term has vanished.
-    let a = x.abs().at_most(11.2);
-    let w = (a * a).fma_e(a.k(GELU.1), a.k(GELU.0)) * a;
-    x.positive_part() - over_one_plus_exp(a, w)
+pub(super) fn gelu_tanh<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
+    // 0.5 x (1 + tanh u) = x sigmoid(2u); 2u = -118 at x = -11.2, where the product has vanished.
+    let x = x.at_least(-11.2);
+    let w = (x * x).fma_e(x.k(GELU.1), x.k(GELU.0)) * x;
+    times_sigmoid(x, w)
 }
 
 #[inline(always)]
-pub(super) fn softplus<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn softplus<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     let tail = ln_1p_unit(exp_nonpositive(-x.abs()));
     x.at_least(0.0) + tail
 }
 
 #[inline(always)]
-pub(super) fn mish<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn mish<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     // x w / (w + 2), w = n^2 + 2n, n = e^x. The last factor 2^h of n is applied at the end, for gradual underflow.
     let x = x.at_least(-110.0);
     let e = scaled_exp(x.at_most(20.0));

@@ -27,7 +27,7 @@ const ERFCX: [f32; 12] = [
 ];
 
 #[inline(always)]
-pub(super) fn erf<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn erf<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     let t = x.abs().at_most(3.95);
     let e = scaled_exp(t.poly(ERF_LARGE).fma_e(t, -t)).value();
     let large = (e.k(1.0) - e).with_sign_of(x);
@@ -37,7 +37,7 @@ pub(super) fn erf<S: Simd>(x: F<S>) -> F<S> {
 
 /// e^(z^2) erfc(z) for 0 <= z <= 10.6.
 #[inline(always)]
-fn erfcx<S: Simd>(z: F<S>) -> F<S> {
+fn erfcx<S: Simd, const K: usize>(z: F<S, K>) -> F<S, K> {
     // One division serves both quotients.
     let (p, q) = (z + 2.0, z.fma_e(z.k(2.0), z.k(1.0)));
     let inv = z.k(1.0) / (p * q);
@@ -47,7 +47,7 @@ fn erfcx<S: Simd>(z: F<S>) -> F<S> {
 
 /// e^(-c a^2) as a scaled pair, c being 1 or 1/2. a^2 is carried to full accuracy: the tail amplifies its error.
 #[inline(always)]
-fn exp_minus_square<S: Simd>(a: F<S>, c: f32) -> Scaled<S> {
+fn exp_minus_square<S: Simd, const K: usize>(a: F<S, K>, c: f32) -> Scaled<S, K> {
     // The head keeps 12 bits, so its square is exact on every machine.
     let head = (a.bits() & 0xffff_f000).float();
     let rest = (a - head) * (a + head);
@@ -55,7 +55,7 @@ fn exp_minus_square<S: Simd>(a: F<S>, c: f32) -> Scaled<S> {
 }
 
 #[inline(always)]
-pub(super) fn erfc<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn erfc<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     let z = x.abs().at_most(10.3);
     let e = exp_minus_square(z, 1.0);
     let y = (erfcx(z) * e.root()) * e.scale();
@@ -63,7 +63,7 @@ pub(super) fn erfc<S: Simd>(x: F<S>) -> F<S> {
 }
 
 #[inline(always)]
-pub(super) fn gelu_erf<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn gelu_erf<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     // x⁺ - a Q(a), a = |x|, Q the upper tail of the normal distribution: no cancellation for x < 0.
     let a = x.abs().at_most(14.9);
     let e = exp_minus_square(a, 0.5);

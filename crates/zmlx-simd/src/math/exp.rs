@@ -13,36 +13,36 @@ use pulp::Simd;
 
 /// d and S of the even reduction; see the module text.
 #[derive(Clone, Copy)]
-pub(super) struct Scaled<S: Simd> {
+pub(super) struct Scaled<S: Simd, const K: usize> {
     /// e^r - 1 for |r| <= ln 2.
-    pub d: F<S>,
+    pub d: F<S, K>,
     /// The integer h shifted to the exponent field.
-    pub h: U<S>,
+    pub h: U<S, K>,
 }
 
-impl<S: Simd> Scaled<S> {
+impl<S: Simd, const K: usize> Scaled<S, K> {
     /// S = 2^h.
     #[inline(always)]
-    pub fn scale(self) -> F<S> {
+    pub fn scale(self) -> F<S, K> {
         (self.h + ONE_BITS).float()
     }
 
     /// 1/S = 2^-h.
     #[inline(always)]
-    pub fn inv_scale(self) -> F<S> {
+    pub fn inv_scale(self) -> F<S, K> {
         (self.h.k(ONE_BITS) - self.h).float()
     }
 
     /// S (1 + d) = e^x / S.
     #[inline(always)]
-    pub fn root(self) -> F<S> {
+    pub fn root(self) -> F<S, K> {
         let s = self.scale();
         self.d.fma_e(s, s)
     }
 
     /// e^x, or 0 and inf past the range.
     #[inline(always)]
-    pub fn value(self) -> F<S> {
+    pub fn value(self) -> F<S, K> {
         self.root() * self.scale()
     }
 }
@@ -57,10 +57,11 @@ const HALF_LOG2E: f32 = 0.7213475;
 
 /// Even reduction of hi + lo, |hi| <= 120, with lo a small correction: r, and h shifted to the exponent field.
 #[inline(always)]
-fn even_reduction<S: Simd>(hi: F<S>, lo: Option<F<S>>) -> (F<S>, U<S>) {
-    let t = hi.fma_e(hi.k(HALF_LOG2E), hi.k(MAGIC));
-    let n = t - MAGIC;
-    let r = n.fma_e(n.k(-TWO_LN2_LO), n.fma_e(n.k(-TWO_LN2_HI), hi));
+fn even_reduction<S: Simd, const K: usize>(hi: F<S, K>, lo: Option<F<S, K>>) -> (F<S, K>, U<S, K>) {
+    let t = hi.fma_e(hi.k(HALF_LOG2E), hi.k(MAGIC)).together();
+    let n = (t - MAGIC).together();
+    let r = n.fma_e(n.k(-TWO_LN2_HI), hi).together();
+    let r = n.fma_e(n.k(-TWO_LN2_LO), r).together();
     let r = match lo {
         Some(lo) => r + lo,
         None => r,
@@ -68,42 +69,27 @@ fn even_reduction<S: Simd>(hi: F<S>, lo: Option<F<S>>) -> (F<S>, U<S>) {
     (r, t.bits() << 23)
 }
 
-/// e^(hi + lo) with the shortest chain.
+/// e^(hi + lo), |hi| <= 120.
 #[inline(always)]
-pub(super) fn scaled_exp_hi_lo<S: Simd>(hi: F<S>, lo: Option<F<S>>) -> Scaled<S> {
+pub(super) fn scaled_exp_hi_lo<S: Simd, const K: usize>(hi: F<S, K>, lo: Option<F<S, K>>) -> Scaled<S, K> {
     let (r, h) = even_reduction(hi, lo);
-    // Pairs of terms first (Estrin): as many operations as Horner's rule, in a chain two thirds as long. What limits
-    // this function is how many chains a core keeps in flight, not how many operations it does.
-    let c = EXP_EVEN;
-    let r2 = r * r;
-    let low = r.k(c[1]).fma_e(r, r.k(c[0]));
-    let middle = r.k(c[3]).fma_e(r, r.k(c[2]));
-    let high = r.k(c[5]).fma_e(r, r.k(c[4]));
-    let q = r.k(c[6]).fma_e(r2, high).fma_e(r2, middle).fma_e(r2, low);
-    Scaled { d: q.fma_e(r2, r), h }
-}
-
-/// e^x by Horner's rule, whose last bits are better: for quotients that have no error to spare.
-#[inline(always)]
-fn scaled_exp_careful<S: Simd>(x: F<S>) -> Scaled<S> {
-    let (r, h) = even_reduction(x, None);
     Scaled { d: r.poly(EXP_EVEN).fma_e(r * r, r), h }
 }
 
 /// Even reduction of x, |x| <= 120.
 #[inline(always)]
-pub(super) fn scaled_exp<S: Simd>(x: F<S>) -> Scaled<S> {
+pub(super) fn scaled_exp<S: Simd, const K: usize>(x: F<S, K>) -> Scaled<S, K> {
     scaled_exp_hi_lo(x, None)
 }
 
 /// e^x for x <= 0 up to rounding (no clamp above): e^-inf = 0, NaN kept.
 #[inline(always)]
-pub(super) fn exp_nonpositive<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn exp_nonpositive<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     scaled_exp(x.at_least(-105.0)).value()
 }
 
 #[inline(always)]
-pub(super) fn exp<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn exp<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     scaled_exp(x.at_least(-105.0).at_most(89.0)).value()
 }
 
@@ -120,7 +106,7 @@ const EXP2_EVEN: [f32; 8] = [
 ];
 
 #[inline(always)]
-pub(super) fn exp2<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn exp2<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     let x = x.at_least(-152.0).at_most(129.0);
     let t = x.fma_e(x.k(0.5), x.k(MAGIC));
     let n = t - MAGIC;
@@ -134,7 +120,7 @@ const EXP2_UNIT: [f32; 6] =
 
 /// 2^(hi + lo) for |hi| <= 300, with gradual underflow and overflow; used by pow.
 #[inline(always)]
-pub(super) fn exp2_hi_lo<S: Simd>(hi: F<S>, lo: F<S>) -> F<S> {
+pub(super) fn exp2_hi_lo<S: Simd, const K: usize>(hi: F<S, K>, lo: F<S, K>) -> F<S, K> {
     let t = hi + MAGIC;
     let r = (hi - (t - MAGIC)) + lo;
     let d = r.poly(EXP2_UNIT) * r;
@@ -156,7 +142,7 @@ const LOG2E: f32 = core::f32::consts::LOG2_E;
 
 /// Unit reduction: (e^r - 1, n shifted to the exponent field).
 #[inline(always)]
-fn unit_expm1<S: Simd>(x: F<S>) -> (F<S>, U<S>) {
+fn unit_expm1<S: Simd, const K: usize>(x: F<S, K>) -> (F<S, K>, U<S, K>) {
     let t = x.fma_e(x.k(LOG2E), x.k(MAGIC));
     let n = t - MAGIC;
     let r = n.fma_e(n.k(-LN2_LO), n.fma_e(n.k(-LN2_HI), x));
@@ -164,7 +150,7 @@ fn unit_expm1<S: Simd>(x: F<S>) -> (F<S>, U<S>) {
 }
 
 #[inline(always)]
-pub(super) fn expm1<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn expm1<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     let c = x.at_least(-20.0).at_most(89.0);
     let (d, n) = unit_expm1(c);
     // S/2 rather than S = 2^n, because n reaches 128.
@@ -176,7 +162,7 @@ pub(super) fn expm1<S: Simd>(x: F<S>) -> F<S> {
 }
 
 #[inline(always)]
-pub(super) fn tanh<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn tanh<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     // tanh(a) = e / (e + 2) with e = e^2a - 1; 1 from a = 9.02 on.
     let a = x.abs().at_most(9.1);
     let (d, n) = unit_expm1(a + a);
@@ -185,18 +171,21 @@ pub(super) fn tanh<S: Simd>(x: F<S>) -> F<S> {
     (e / (e + 2.0)).with_sign_of(x)
 }
 
-/// a / (1 + e^w) for 0 <= w <= 120, with gradual underflow.
+/// x / (1 + e^-w) for w >= -120 and |x| <= 120 wherever w < 0, with gradual underflow.
 #[inline(always)]
-pub(super) fn over_one_plus_exp<S: Simd>(a: F<S>, w: F<S>) -> F<S> {
-    let e = scaled_exp(w);
+pub(super) fn times_sigmoid<S: Simd, const K: usize>(x: F<S, K>, w: F<S, K>) -> F<S, K> {
+    // With e^-w = 2^2h (1 + d): x 2^-h / (2^-h + 2^h (1 + d)), where nothing underflows before the quotient. From w = 17 on
+    // the quotient is x; what is computed there, from an exponent out of range, is thrown away.
+    let e = scaled_exp(-w);
     let inv = e.inv_scale();
-    (a * inv) / (e.root() + inv)
+    let quotient = (x * inv).together() / (e.root().together() + inv).together();
+    w.gt(w.k(17.0)).select(x, quotient)
 }
 
 #[inline(always)]
-pub(super) fn sigmoid<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn sigmoid<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     // 2^-h / (2^-h + 2^h (1 + d)): nothing overflows, and the quotient underflows gradually.
-    let e = scaled_exp_careful((-x).at_least(-20.0).at_most(105.0));
+    let e = scaled_exp((-x).at_least(-20.0).at_most(105.0));
     let inv = e.inv_scale();
     inv / (e.root() + inv)
 }

@@ -53,11 +53,11 @@ const LOG10_2: (f32, f32) = (0.3010254, 4.605039e-6);
 
 /// x = 2^k m for positive x (denormals too): (k, m). Garbage for x <= 0, inf and NaN.
 #[inline(always)]
-pub(super) fn split<S: Simd>(x: F<S>) -> (F<S>, F<S>) {
+pub(super) fn split<S: Simd, const K: usize>(x: F<S, K>) -> (F<S, K>, F<S, K>) {
     let tiny = x.lt(x.k(f32::MIN_POSITIVE));
     let scaled = tiny.select(x * 33_554_432.0, x);
     let bias = tiny.select(x.k(8_388_608.0 + 127.0 + 25.0), x.k(8_388_608.0 + 127.0));
-    let shifted: U<S> = scaled.bits() + OFFSET;
+    let shifted: U<S, K> = scaled.bits() + OFFSET;
     let k = ((shifted >> 23) | TWO23_BITS).float() - bias;
     let m = ((shifted & 0x007f_ffff) + SQRT_HALF).float();
     (k, m)
@@ -65,7 +65,7 @@ pub(super) fn split<S: Simd>(x: F<S>) -> (F<S>, F<S>) {
 
 /// Puts in the special values of a logarithm: -inf at 0, NaN below, inf at inf, NaN at NaN.
 #[inline(always)]
-fn special<S: Simd>(x: F<S>, at_zero: F<S>, y: F<S>) -> F<S> {
+fn special<S: Simd, const K: usize>(x: F<S, K>, at_zero: F<S, K>, y: F<S, K>) -> F<S, K> {
     let zero = x.k(0.0);
     let bad = at_zero.eq(zero).select(x.k(f32::NEG_INFINITY), x.k(f32::NAN));
     let y = at_zero.le(zero).select(bad, y);
@@ -74,14 +74,14 @@ fn special<S: Simd>(x: F<S>, at_zero: F<S>, y: F<S>) -> F<S> {
 
 /// k ln 2 + ln(1 + f).
 #[inline(always)]
-fn ln_parts<S: Simd>(k: F<S>, f: F<S>) -> F<S> {
+fn ln_parts<S: Simd, const K: usize>(k: F<S, K>, f: F<S, K>) -> F<S, K> {
     let a = f.poly(LN_Q).fma_e(f * f, f);
     k.fma_e(k.k(LN2.0), k.fma_e(k.k(LN2.1), a))
 }
 
 /// ln(1 + e) for 0 <= e <= 1, NaN kept.
 #[inline(always)]
-pub(super) fn ln_1p_unit<S: Simd>(e: F<S>) -> F<S> {
+pub(super) fn ln_1p_unit<S: Simd, const K: usize>(e: F<S, K>) -> F<S, K> {
     let big = e.gt(e.k(0.414_213_57));
     let f = big.select(e.fma_e(e.k(0.5), e.k(-0.5)), e);
     let base = big.select(e.k(core::f32::consts::LN_2), e.k(0.0));
@@ -89,13 +89,13 @@ pub(super) fn ln_1p_unit<S: Simd>(e: F<S>) -> F<S> {
 }
 
 #[inline(always)]
-pub(super) fn log<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn log<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     let (k, m) = split(x);
     special(x, x, ln_parts(k, m - 1.0))
 }
 
 #[inline(always)]
-pub(super) fn log2<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn log2<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     let (k, m) = split(x);
     let f = m - 1.0;
     let g = f.poly(LOG2_Q).fma_e(f, f.k(LOG2_C.1));
@@ -103,7 +103,7 @@ pub(super) fn log2<S: Simd>(x: F<S>) -> F<S> {
 }
 
 #[inline(always)]
-pub(super) fn log10<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn log10<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     let (k, m) = split(x);
     let f = m - 1.0;
     let g = f.poly(LOG10_Q).fma_e(f, f.k(LOG10_C.1));
@@ -112,7 +112,7 @@ pub(super) fn log10<S: Simd>(x: F<S>) -> F<S> {
 }
 
 #[inline(always)]
-pub(super) fn log1p<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn log1p<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     // k comes from the rounded 1 + x; f = 2^-k x + (2^-k - 1) then has one rounding, and none at k = 0.
     let u = x + 1.0;
     let shifted = u.bits() + OFFSET;

@@ -14,14 +14,14 @@ const TWO_LOG2E: (f32, f32) = (2.88539, 3.851926e-8);
 
 /// a + b as hi + lo, given |a| >= |b| or a = 0.
 #[inline(always)]
-fn fast_two_sum<S: Simd>(a: F<S>, b: F<S>) -> (F<S>, F<S>) {
+fn fast_two_sum<S: Simd, const K: usize>(a: F<S, K>, b: F<S, K>) -> (F<S, K>, F<S, K>) {
     let hi = a + b;
     (hi, b - (hi - a))
 }
 
 /// log2(x) = hi + lo for positive finite x.
 #[inline(always)]
-fn log2_hi_lo<S: Simd>(x: F<S>) -> (F<S>, F<S>) {
+fn log2_hi_lo<S: Simd, const K: usize>(x: F<S, K>) -> (F<S, K>, F<S, K>) {
     let (k, m) = split(x);
     // s = (m - 1) / (m + 1) = s + sl, log2 m = (2 / ln 2) atanh s.
     let f = m - 1.0;
@@ -47,7 +47,7 @@ fn log2_hi_lo<S: Simd>(x: F<S>) -> (F<S>, F<S>) {
 }
 
 #[inline(always)]
-pub(super) fn pow<S: Simd>(x: F<S>, y: F<S>) -> F<S> {
+pub(super) fn pow<S: Simd, const K: usize>(x: F<S, K>, y: F<S, K>) -> F<S, K> {
     let ax = x.abs();
     let (hi, lo) = log2_hi_lo(ax);
     let e = y * hi;
@@ -74,6 +74,6 @@ pub(super) fn pow<S: Simd>(x: F<S>, y: F<S>) -> F<S> {
 
 /// a != b for numbers that are not NaN.
 #[inline(always)]
-fn differ<S: Simd>(a: F<S>, b: F<S>) -> crate::lanes::M<S> {
+fn differ<S: Simd, const K: usize>(a: F<S, K>, b: F<S, K>) -> crate::lanes::M<S, K> {
     a.lt(b) | a.gt(b)
 }

@@ -15,7 +15,7 @@ const LIMIT: f32 = 1e5;
 
 /// sin(x + quarter pi/2), quarter being 0 or 1; also the mask of lanes that need the slow path.
 #[inline(always)]
-fn sin_quarter<S: Simd>(x: F<S>, quarter: u32) -> (F<S>, M<S>) {
+fn sin_quarter<S: Simd, const K: usize>(x: F<S, K>, quarter: u32) -> (F<S, K>, M<S, K>) {
     let huge = x.k(LIMIT).lt(x.abs());
     let t = x.fma_e(x.k(TWO_OVER_PI), x.k(MAGIC));
     let n = t - MAGIC;
@@ -33,7 +33,7 @@ fn sin_quarter<S: Simd>(x: F<S>, quarter: u32) -> (F<S>, M<S>) {
 }
 
 #[inline(always)]
-pub(super) fn sin<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn sin<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     let (y, huge) = sin_quarter(x, 0);
     // r of -0 comes out as +0.
     let y = x.eq(x.k(0.0)).select(x, y);
@@ -41,7 +41,7 @@ pub(super) fn sin<S: Simd>(x: F<S>) -> F<S> {
 }
 
 #[inline(always)]
-pub(super) fn cos<S: Simd>(x: F<S>) -> F<S> {
+pub(super) fn cos<S: Simd, const K: usize>(x: F<S, K>) -> F<S, K> {
     let (y, huge) = sin_quarter(x, 1);
     if huge.any() { y.patch(huge, [x, x], |x, _| f64::from(x).cos() as f32) } else { y }
 }

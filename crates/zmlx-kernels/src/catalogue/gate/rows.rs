@@ -120,10 +120,10 @@ fn weigh<S: Simd>(simd: S, x: &[f32], cols: usize, k: usize, places: &[u32], out
     }
     let (body, tail) = S::as_mut_simd_f32s(out);
     for v in body {
-        *v = math::exp(simd, *v);
+        [*v] = math::exp(simd, [*v]);
     }
     if !tail.is_empty() {
-        let last = math::exp(simd, simd.partial_load_f32s(tail));
+        let [last] = math::exp(simd, [simd.partial_load_f32s(tail)]);
         simd.partial_store_f32s(tail, last);
     }
     for ((row, places), out) in x.chunks_exact(cols).zip(places.chunks_exact(k)).zip(out.chunks_exact_mut(k))
@@ -139,13 +139,16 @@ fn sum_exp<S: Simd>(simd: S, row: &[f32], most: f32) -> f32 {
     let (body, tail) = S::as_simd_f32s(row);
     let shift = simd.splat_f32s(most);
     let mut sums = [simd.splat_f32s(0.0); 4];
-    for four in body.chunks(4) {
-        for (sum, x) in sums.iter_mut().zip(four) {
-            *sum = simd.add_f32s(*sum, math::exp(simd, simd.sub_f32s(*x, shift)));
-        }
+    let (fours, rest) = pulp::as_arrays::<4, _>(body);
+    for four in fours {
+        sums = math::add(simd, sums, math::exp(simd, math::sub(simd, *four, [shift; 4])));
+    }
+    for x in rest {
+        let [e] = math::exp(simd, [simd.sub_f32s(*x, shift)]);
+        sums[0] = simd.add_f32s(sums[0], e);
     }
     if !tail.is_empty() {
-        let x = math::exp(simd, simd.sub_f32s(simd.partial_load_f32s(tail), shift));
+        let [x] = math::exp(simd, [simd.sub_f32s(simd.partial_load_f32s(tail), shift)]);
         // Lanes past the end hold no element.
         let mut lanes = [0.0f32; 64];
         simd.partial_store_f32s(&mut lanes[..S::F32_LANES], x);
@@ -159,7 +162,8 @@ fn sum_exp<S: Simd>(simd: S, row: &[f32], most: f32) -> f32 {
 /// e^(x - shift) / sum + bias. No closure: one that is not inlined would lack the instruction set.
 #[inline(always)]
 fn score<S: Simd>(simd: S, x: S::f32s, bias: S::f32s, shift: S::f32s, sum: S::f32s) -> S::f32s {
-    simd.add_f32s(simd.div_f32s(math::exp(simd, simd.sub_f32s(x, shift)), sum), bias)
+    let [e] = math::exp(simd, [simd.sub_f32s(x, shift)]);
+    simd.add_f32s(simd.div_f32s(e, sum), bias)
 }
 
 /// softmax(row) + bias.
