@@ -1,10 +1,11 @@
 //! Reading prompts: all of stdin for `generate`, line by line for `chat`.
 
 use std::io::{self, BufRead, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
+use zmlx_mlx::platform::Platform;
 
 use crate::failure::Failure;
 
@@ -124,13 +125,7 @@ impl Editor {
 /// The user's data folder for this program, after the platform's custom.
 fn data_folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let home = || set("HOME");
-    let base = if cfg!(target_os = "macos") {
-        home()?.join("Library/Application Support")
-    } else {
-        set("XDG_DATA_HOME").or_else(|| Some(home()?.join(Path::new(".local/share"))))?
-    };
-    Some(base.join("zmlx"))
+    Platform::HERE.data_folder(set)
 }
 
 /// Lines of a pipe or file.

@@ -190,9 +190,9 @@ int32_t zmlx_last_error(const char** out, size_t* out_n) noexcept {
   return 0;
 }
 
-int32_t zmlx_backend(int32_t which, bool* available, const char** name, size_t* name_n, uint64_t* memory) noexcept {
+int32_t zmlx_backend(int32_t which, bool* available, const char** name, size_t* name_n, uint64_t* memory, uint64_t* working_set) noexcept {
   return guard([&] {
-    *memory = 0;
+    *memory = *working_set = 0;
     put_text("", name, name_n);
     *available = which == 0 ? mx::is_available(mx::Device(mx::Device::cpu))
         : which == 1        ? mx::cu::is_available()
@@ -207,14 +207,14 @@ int32_t zmlx_backend(int32_t which, bool* available, const char** name, size_t* 
         break;
       }
     }
-    for (const char* key : {"total_memory", "memory_size"}) {
+    auto size = [&](const char* key) -> uint64_t {
       auto it = info->find(key);
-      if (it == info->end()) continue;
-      if (auto* size = std::get_if<size_t>(&it->second)) {
-        *memory = *size;
-        break;
-      }
-    }
+      auto* value = it == info->end() ? nullptr : std::get_if<size_t>(&it->second);
+      return value ? *value : 0;
+    };
+    *memory = size("total_memory");
+    if (*memory == 0) *memory = size("memory_size");
+    *working_set = size("max_recommended_working_set_size");
   });
 }
 

@@ -5,6 +5,9 @@
 #[path = "../src/locate.rs"]
 #[allow(dead_code)] // the running program uses more of it
 mod locate;
+#[path = "../src/platform.rs"]
+#[allow(dead_code)]
+mod platform;
 mod table;
 
 use std::env;
@@ -25,7 +28,7 @@ fn build() -> Result<(), Box<dyn Error>> {
     for variable in [locate::DIR_VARIABLE, locate::VARIANT_VARIABLE, locate::CACHE_VARIABLE] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    for path in ["bridge", "build", "src/locate.rs"] {
+    for path in ["bridge", "build", "src/locate.rs", "src/platform.rs"] {
         println!("cargo::rerun-if-changed={path}");
     }
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -56,7 +59,14 @@ fn build() -> Result<(), Box<dyn Error>> {
 }
 
 fn compile(out: &Path, include: &Path, lib_dir: &Path, os: &str) -> Result<(), Box<dyn Error>> {
+    let platform = platform::Platform::from_os(os);
     let mut build = cc::Build::new();
+    if let Some((variable, value)) = platform.deployment_target() {
+        println!("cargo::rerun-if-env-changed={variable}");
+        if env::var_os(variable).is_none() {
+            build.env(variable, value);
+        }
+    }
     build
         .cpp(true)
         .std("c++20")
@@ -64,7 +74,7 @@ fn compile(out: &Path, include: &Path, lib_dir: &Path, os: &str) -> Result<(), B
         .opt_level(2)
         .debug(false)
         .warnings(true)
-        .flag_if_supported("-fvisibility=hidden")
+        .flag("-fvisibility=hidden")
         // Warnings about MLX's own headers are not ours to mend.
         .flag("-isystem")
         .flag(include)
@@ -79,15 +89,7 @@ fn compile(out: &Path, include: &Path, lib_dir: &Path, os: &str) -> Result<(), B
     let library = out.join("zmlx_bridge.bin");
     let mut link = build.try_get_compiler()?.to_command();
     link.arg("-shared").arg("-o").arg(&library).args(&objects);
-    if os == "macos" {
-        link.arg("-Wl,-undefined,dynamic_lookup");
-    } else {
-        // Found again at run time by its soname: libmlx is loaded before the bridge.
-        link.arg("-L")
-            .arg(lib_dir)
-            .arg("-lmlx")
-            .arg("-Wl,--no-undefined,--allow-shlib-undefined,--strip-all,-z,now");
-    }
+    link.args(platform.bridge_link_arguments(lib_dir));
     let status = link.status()?;
     if status.success() {
         Ok(())

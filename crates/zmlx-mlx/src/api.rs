@@ -1,16 +1,18 @@
 //! The table of bridge functions and its loading.
 
 use std::ffi::{CStr, c_char, c_void};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 
+use crate::bridge_file::BridgeFile;
 use crate::callback;
 use crate::cpu::CpuVtable;
 use crate::error::{Error, Result};
 use crate::kernel::{KernelCall, KernelSpec};
 use crate::locate::{self, Located};
+use crate::platform::Platform;
 use crate::transforms::TransformsVtable;
 use crate::{Array, runtime};
 
@@ -78,8 +80,8 @@ pub(crate) fn loaded() -> Result<&'static Loaded> {
 
 fn load() -> Result<Loaded> {
     let located = runtime::find_library()?;
-    // On macOS the bridge looks its symbols up among everything loaded; on Linux it names libmlx by its soname.
-    let flags = if cfg!(target_os = "macos") { RTLD_NOW | RTLD_GLOBAL } else { RTLD_NOW | RTLD_LOCAL };
+    let scope = if Platform::HERE.opens_symbols_to_all() { RTLD_GLOBAL } else { RTLD_LOCAL };
+    let flags = RTLD_NOW | scope;
     let open = |path: &Path| {
         // SAFETY: loading runs the initialisers of libmlx or of our own bridge, which have no preconditions.
         unsafe { Library::open(Some(path), flags) }.map_err(|e| load_error(path, &e))
@@ -88,14 +90,11 @@ fn load() -> Result<Loaded> {
     check_version(&mlx, &located.library)?;
     // Stays loaded for the life of the process: arrays hold code of it.
     std::mem::forget(mlx);
-    let (path, keep) = bridge_file()?;
-    let bridge = open(&path)?;
-    // The loader remembers the path, so on Linux the descriptor's number must not be used again; elsewhere the file goes.
-    if cfg!(target_os = "linux") {
-        std::mem::forget(keep);
-    } else {
-        drop(keep);
-    }
+    let file = BridgeFile::new(BRIDGE)?;
+    let path = file.path().to_path_buf();
+    let bridge = open(&path);
+    file.loaded();
+    let bridge = bridge?;
     // SAFETY: the symbol has this signature (build/table.rs writes it).
     let api = unsafe {
         let get = bridge
@@ -130,46 +129,6 @@ fn check_version(mlx: &Library, path: &Path) -> Result<()> {
         return Ok(());
     }
     Err(locate::LocateError::WrongVersion { path: path.to_path_buf(), found }.into())
-}
-
-/// Somewhere the system's loader can open the embedded bridge, and what keeps it there meanwhile.
-#[cfg(target_os = "linux")]
-fn bridge_file() -> Result<(PathBuf, std::fs::File)> {
-    use std::io::Write;
-    use std::os::fd::{AsRawFd, FromRawFd};
-    let fail = |message: String| Error::LibraryLoad { path: PathBuf::from("zmlx_bridge"), message };
-    // SAFETY: a plain system call with a NUL-terminated name.
-    let fd = unsafe { libc::memfd_create(c"zmlx_bridge".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(fail(std::io::Error::last_os_error().to_string()));
-    }
-    // SAFETY: the descriptor was just made and is owned by nobody else.
-    let mut file = unsafe { std::fs::File::from_raw_fd(fd) };
-    file.write_all(BRIDGE).map_err(|e| fail(e.to_string()))?;
-    Ok((PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())), file))
-}
-
-#[cfg(not(target_os = "linux"))]
-struct TemporaryFile(PathBuf);
-
-#[cfg(not(target_os = "linux"))]
-impl Drop for TemporaryFile {
-    fn drop(&mut self) {
-        // Once loaded the file is no longer needed; if it can't be removed it is the system's to clear.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn bridge_file() -> Result<(PathBuf, TemporaryFile)> {
-    use std::io::Write;
-    let path = std::env::temp_dir().join(format!("zmlx_bridge-{}.dylib", std::process::id()));
-    let fail = |e: std::io::Error| Error::LibraryLoad { path: path.clone(), message: e.to_string() };
-    // `create_new` refuses a file or link that somebody else put there.
-    let _ = std::fs::remove_file(&path);
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&path).map_err(fail)?;
-    file.write_all(BRIDGE).map_err(fail)?;
-    Ok((path.clone(), TemporaryFile(path)))
 }
 
 /// Text of the bridge's last error on this thread.

@@ -40,6 +40,7 @@
 mod api;
 mod array;
 pub mod bench;
+mod bridge_file;
 mod callback;
 pub mod cpu;
 mod dtype;
@@ -48,8 +49,10 @@ mod error;
 pub mod io;
 pub mod kernel;
 pub mod locate;
+pub mod mac;
 pub mod memory;
 mod ops_generated;
+pub mod platform;
 pub mod runtime;
 pub mod stream;
 pub mod transforms;

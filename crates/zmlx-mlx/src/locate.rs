@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::platform::Platform;
+
 /// The MLX release this crate is built for. A C++ ABI is only good for the exact version.
 pub const MLX_VERSION: &str = "0.32.4";
 
@@ -21,11 +23,6 @@ pub const DIR_VARIABLE: &str = "ZMLX_MLX_DIR";
 pub const VARIANT_VARIABLE: &str = "ZMLX_MLX_VARIANT";
 /// Environment variable naming the cache folder; the default is the platform's user cache folder.
 pub const CACHE_VARIABLE: &str = "ZMLX_CACHE_DIR";
-
-/// File name of the library on an operating system.
-pub fn library_file(os: &str) -> &'static str {
-    if os == "macos" { "libmlx.dylib" } else { "libmlx.so" }
-}
 
 /// Why no usable `libmlx` was found or fetched. Every message says what to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,24 +136,16 @@ pub fn package_for(os: &str, variant: Option<&str>) -> Result<&'static str, Loca
     }
 }
 
-/// The cache folder: `ZMLX_CACHE_DIR`, else `$XDG_CACHE_HOME/zmlx`, else `~/Library/Caches/zmlx` (macOS) or
-/// `~/.cache/zmlx`.
+/// The cache folder: `ZMLX_CACHE_DIR`, else the platform's ([`Platform::cache_folder`]).
 pub fn cache_dir() -> Result<PathBuf, LocateError> {
     let set = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(dir) = set(CACHE_VARIABLE) {
         return Ok(dir);
     }
-    if let Some(dir) = set("XDG_CACHE_HOME") {
-        return Ok(dir.join("zmlx"));
-    }
-    match set("HOME") {
-        Some(home) if cfg!(target_os = "macos") => Ok(home.join("Library/Caches/zmlx")),
-        Some(home) => Ok(home.join(".cache/zmlx")),
-        None => Err(LocateError::Cache {
-            dir: PathBuf::from("~/.cache/zmlx"),
-            detail: "neither HOME nor XDG_CACHE_HOME is set".to_owned(),
-        }),
-    }
+    Platform::HERE.cache_folder(set).ok_or_else(|| LocateError::Cache {
+        dir: PathBuf::from("~/.cache/zmlx"),
+        detail: "neither HOME nor XDG_CACHE_HOME is set".to_owned(),
+    })
 }
 
 /// Looks for the library of `os` in `dir`: the file itself, `dir/lib`, `dir/mlx/lib`, `dir`. Gives absolute paths of the
@@ -169,7 +158,7 @@ pub fn in_dir(os: &str, dir: &Path) -> Option<(PathBuf, Option<PathBuf>)> {
         return Some((dir, include));
     }
     for (lib, include) in [("lib", "include"), ("mlx/lib", "mlx/include"), ("", "../include")] {
-        let library = dir.join(lib).join(library_file(os));
+        let library = dir.join(lib).join(Platform::from_os(os).library_file());
         if library.is_file() {
             return Some((library, headers(dir.join(include))));
         }
@@ -306,12 +295,9 @@ fn fetch_into(staging: &Path, os: &str, arch: &str, package: &str) -> Result<(),
             .collect();
     args.push(wheel_dir.as_os_str());
     // pip picks by the platform it runs on, unless the build is for another one.
-    let platform = match (os, arch) {
-        ("linux", "x86_64") => "manylinux_2_35_x86_64",
-        ("linux", "aarch64") => "manylinux_2_35_aarch64",
-        ("macos", "aarch64") => "macosx_14_0_arm64",
-        _ => return Err(LocateError::UnsupportedPlatform { platform: format!("{os} on {arch}") }),
-    };
+    let platform = Platform::from_os(os)
+        .wheel_tag(arch)
+        .ok_or_else(|| LocateError::UnsupportedPlatform { platform: format!("{os} on {arch}") })?;
     if (os, arch) != (env::consts::OS, env::consts::ARCH) {
         let cross = ["--only-binary=:all:", "--python-version", "3.12", "--platform", platform];
         args.extend(cross.into_iter().map(OsStr::new));
@@ -352,4 +338,58 @@ fn last_line(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let line = text.lines().map(str::trim).rfind(|l| !l.is_empty() && !l.starts_with("[notice]"));
     line.unwrap_or("no message").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with empty files of these names.
+    fn folder(files: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for file in files {
+            let path = folder.path().join(file);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("folders");
+            fs::write(path, "").expect("a file");
+        }
+        folder
+    }
+
+    #[test]
+    fn libraries_are_found_in_the_layout_of_wheels() {
+        // `pip install mlx` on a Mac unpacks the wheels mlx and mlx-metal into one folder of site-packages.
+        let mac =
+            folder(&["mlx/core.so", "mlx/lib/libmlx.dylib", "mlx/lib/mlx.metallib", "mlx/include/mlx/mlx.h"]);
+        let linux = folder(&["mlx/lib/libmlx.so", "mlx/include/mlx/mlx.h"]);
+        for (os, folder, file) in [("macos", &mac, "libmlx.dylib"), ("linux", &linux, "libmlx.so")] {
+            let base = fs::canonicalize(folder.path()).expect("a path");
+            let library = base.join("mlx/lib").join(file);
+            // site-packages itself, as the cache's folders are; the package `mlx`; its `lib`; the file.
+            for dir in ["", "mlx", "mlx/lib"] {
+                let (found, include) = in_dir(os, &base.join(dir)).expect(dir);
+                assert_eq!(found, library, "{os} {dir:?}");
+                assert!(include.is_some_and(|i| i.join("mlx/mlx.h").is_file()), "{os} {dir:?}");
+            }
+            assert_eq!(in_dir(os, &library).map(|(found, _)| found), Some(library), "{os}");
+        }
+        assert_eq!(in_dir("macos", linux.path()), None);
+        assert_eq!(in_dir("linux", mac.path()), None);
+        let metallib = in_dir("macos", mac.path()).and_then(|(found, _)| Platform::MacOs.metallib(&found));
+        assert!(metallib.is_some_and(|path| path.is_file()));
+    }
+
+    #[test]
+    fn each_platform_has_its_packages() {
+        for (os, variant, package) in [
+            ("linux", None, Some("mlx-cpu")),
+            ("linux", Some("cuda13"), Some("mlx-cuda-13")),
+            ("linux", Some("metal"), None),
+            ("macos", None, Some("mlx-metal")),
+            ("macos", Some("metal"), Some("mlx-metal")),
+            ("macos", Some("cpu"), None),
+            ("freebsd", None, None),
+        ] {
+            assert_eq!(package_for(os, variant).ok(), package, "{os} {variant:?}");
+        }
+    }
 }

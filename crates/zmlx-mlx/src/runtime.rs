@@ -14,6 +14,8 @@ use serde::Serialize;
 use crate::api::{api, check, loaded, text};
 use crate::error::{Error, Result};
 use crate::locate::{self, Located};
+use crate::mac::{self, Mac};
+use crate::platform::Platform;
 
 /// A backend of MLX.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -53,7 +55,7 @@ impl Backend {
         match self {
             _ if library.is_none() => "no libmlx is loaded".to_owned(),
             Self::Cpu => "this libmlx was built without a CPU backend".to_owned(),
-            Self::Cuda if !cfg!(target_os = "linux") => "CUDA is for Linux".to_owned(),
+            Self::Cuda if Platform::HERE != Platform::Linux => "CUDA is for Linux".to_owned(),
             Self::Cuda if has("cuda") => {
                 "the CUDA libmlx is loaded, but it finds no NVIDIA GPU or driver".to_owned()
             }
@@ -62,7 +64,7 @@ impl Backend {
                 locate::VARIANT_VARIABLE,
                 locate::DIR_VARIABLE
             ),
-            Self::Metal if cfg!(target_os = "macos") => {
+            Self::Metal if Platform::HERE == Platform::MacOs => {
                 "Metal needs Apple silicon and the mlx-metal library".to_owned()
             }
             Self::Metal => "Metal is for macOS on Apple silicon".to_owned(),
@@ -98,13 +100,17 @@ pub struct Doctor {
     pub backends: Vec<BackendReport>,
     /// Why no library is loaded.
     pub error: Option<String>,
+    /// The machine; on macOS only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
 }
 
 /// The name of the GPU of the loaded library. [`Error::Unavailable`] without one.
 pub fn device_name() -> Result<String> {
     for backend in [Backend::Metal, Backend::Cuda] {
-        if let (true, name, _) = backend_state(backend)? {
-            return Ok(name);
+        let state = backend_state(backend)?;
+        if state.available {
+            return Ok(state.name);
         }
     }
     Err(Error::Unavailable { what: "the name of the GPU", needs: "a GPU" })
@@ -119,43 +125,68 @@ pub fn doctor() -> Doctor {
     let backends = Backend::ALL
         .into_iter()
         .map(|b| {
-            let state = if error.is_none() { backend_state(b) } else { Ok((false, String::new(), 0)) };
-            let (available, name, memory, failure) = match state {
-                Ok((a, n, m)) => (a, n, m, None),
-                Err(e) => (false, String::new(), 0, Some(e.to_string())),
+            let state = if error.is_none() { backend_state(b) } else { Ok(BackendState::default()) };
+            let (state, failure) = match state {
+                Ok(state) => (state, None),
+                Err(e) => (BackendState::default(), Some(e.to_string())),
             };
-            let missing = (!available).then(|| failure.unwrap_or_else(|| b.missing(library.as_deref())));
+            let missing =
+                (!state.available).then(|| failure.unwrap_or_else(|| b.missing(library.as_deref())));
             BackendReport {
                 name: b.name(),
-                available,
-                device_name: Some(name).filter(|n| !n.is_empty()),
-                memory_bytes: Some(memory).filter(|&m| m > 0),
+                available: state.available,
+                device_name: Some(state.name).filter(|n| !n.is_empty()),
+                memory_bytes: Some(state.memory).filter(|&m| m > 0),
                 missing,
             }
         })
         .collect();
     let version = library.is_some().then(|| locate::MLX_VERSION.to_owned());
-    Doctor { version, library, found_by, backends, error }
+    let mac = (Platform::HERE == Platform::MacOs).then(|| mac::look(library.as_deref()));
+    Doctor { version, library, found_by, backends, error, mac }
 }
 
 /// Whether the loaded library has this backend and the machine a device for it.
 pub fn backend_available(backend: Backend) -> Result<bool> {
-    backend_state(backend).map(|(available, _, _)| available)
+    backend_state(backend).map(|state| state.available)
 }
 
-fn backend_state(backend: Backend) -> Result<(bool, String, u64)> {
+/// What MLX says of a backend; 0 and an empty name for what it does not say.
+#[derive(Default)]
+struct BackendState {
+    available: bool,
+    name: String,
+    memory: u64,
+    working_set: u64,
+}
+
+fn backend_state(backend: Backend) -> Result<BackendState> {
     let api = api()?;
-    let (mut available, mut name, mut name_n, mut memory) = (false, ptr::null(), 0, 0);
+    let mut state = BackendState::default();
+    let (mut name, mut name_n) = (ptr::null(), 0);
     // SAFETY: valid out pointers; the text lives until the next call on this thread.
     unsafe {
-        let status = (api.backend)(backend as i32, &mut available, &mut name, &mut name_n, &mut memory);
+        let status = (api.backend)(
+            backend as i32,
+            &mut state.available,
+            &mut name,
+            &mut name_n,
+            &mut state.memory,
+            &mut state.working_set,
+        );
         check(api, status, "backend")?;
-        // MLX does not say how much memory the CPU has.
-        if backend == Backend::Cpu && available && memory == 0 {
-            memory = system_memory();
-        }
-        Ok((available, text(name, name_n), memory))
+        state.name = text(name, name_n);
     }
+    // MLX does not say how much memory the CPU has.
+    if backend == Backend::Cpu && state.available && state.memory == 0 {
+        state.memory = system_memory();
+    }
+    Ok(state)
+}
+
+/// What Metal recommends to use at most, in bytes; 0 if it does not say, `None` without Metal.
+pub(crate) fn recommended_working_set() -> Option<u64> {
+    backend_state(Backend::Metal).ok().filter(|state| state.available).map(|state| state.working_set)
 }
 
 /// Main memory in bytes; 0 when the system does not say.
@@ -188,9 +219,9 @@ pub(crate) fn find_library() -> Result<Located> {
         };
     }
     let mut searched = Vec::new();
-    let path_variable = if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
+    let path_variable = Platform::HERE.library_path_variable();
     for dir in variable(path_variable).iter().flat_map(env::split_paths) {
-        let library = dir.join(locate::library_file(env::consts::OS));
+        let library = dir.join(Platform::HERE.library_file());
         if library.is_file() {
             return Ok(located(library, path_variable));
         }
@@ -213,7 +244,7 @@ pub(crate) fn find_library() -> Result<Located> {
     }
     if let Some(folder) = env::current_exe().ok().as_deref().and_then(Path::parent) {
         for dir in [folder.to_path_buf(), folder.join("lib"), folder.join("../lib")] {
-            let library = dir.join(locate::library_file(env::consts::OS));
+            let library = dir.join(Platform::HERE.library_file());
             if library.is_file() {
                 return Ok(located(library, "beside the program"));
             }
