@@ -1,13 +1,12 @@
 //! An order the compiler must keep: for four AVX registers; elsewhere its own choice stands.
 
-use core::any::TypeId;
 use pulp::Simd;
 
 /// Computes all registers before anything that uses one of them. Emits no instruction.
 #[inline(always)]
 pub(crate) fn together<S: Simd, const K: usize>(x: &mut [S::f32s; K]) {
     #[cfg(target_arch = "x86_64")]
-    if TypeId::of::<S>() == TypeId::of::<pulp::x86::V3>() {
+    if core::any::TypeId::of::<S>() == core::any::TypeId::of::<pulp::x86::V3>() {
         // SAFETY: V3's registers are 32 bytes; a value of the type shows that the machine has AVX.
         unsafe {
             let at: *mut core::arch::x86_64::__m256 = x.as_mut_ptr().cast();
