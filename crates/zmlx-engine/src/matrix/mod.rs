@@ -1,0 +1,272 @@
+//! Matrices as checkpoints store them, and their products with activations.
+//!
+//! A product of a quantised matrix holds the activations of each group as 16-bit integers with one f32 scale, multiplies
+//! integers exactly, and applies both scales once a group in f32. With `q` the stored codes, `s` and `b` scale and bias of
+//! a group, `x = d * i` its activations: `y = sum over groups of s * d * sum(q * i) + b * d * sum(i)`. The only error
+//! beyond f32 rounding is that of `i`: at most half of 1/32767 of the largest activation of the group.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod decode;
+mod dense;
+mod pack;
+#[cfg(target_arch = "x86_64")]
+mod panel;
+mod portable;
+mod product;
+
+use crate::memory::{Bytes, OutOfMemory};
+
+pub(crate) use dense::dot_f32;
+pub(crate) use pack::Raw;
+pub use pack::{Activations, Layout, Rows};
+pub(crate) use product::has_avx2;
+pub use product::{Scratch, Tokens};
+
+/// How scales and biases of groups are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScaleFormat {
+    /// bfloat16
+    Bf16,
+    /// IEEE half
+    F16,
+    /// float32
+    F32,
+    /// A power of two, `2^(byte - 127)`; 255 is NaN.
+    E8m0,
+    /// An 8-bit float with 4 exponent bits.
+    E4m3,
+}
+
+/// How the elements of a quantised matrix are coded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coding {
+    /// Unsigned integers of that many bits, low bits first; `w = scale * q + bias`.
+    Affine(u32),
+    /// 4-bit floats e2m1; `w = scale * q`.
+    E2m1,
+    /// 8-bit floats e4m3; `w = scale * q`.
+    E4m3,
+}
+
+impl Coding {
+    /// Bits an element.
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::Affine(bits) => bits,
+            Self::E2m1 => 4,
+            Self::E4m3 => 8,
+        }
+    }
+}
+
+/// Elements of a matrix that is not quantised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Float {
+    /// float32
+    F32,
+    /// IEEE half
+    F16,
+    /// bfloat16
+    Bf16,
+}
+
+impl Float {
+    /// Bytes an element.
+    pub fn bytes(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+}
+
+/// What a matrix is made of.
+#[derive(Debug, Clone)]
+pub enum Data {
+    /// Rows of floats.
+    Dense {
+        /// The elements, row after row.
+        elements: Bytes,
+        /// Their type.
+        float: Float,
+    },
+    /// Rows of packed codes.
+    Quantized {
+        /// The codes, row after row, as MLX packs them: little-endian, low bits first.
+        codes: Bytes,
+        /// A scale a group.
+        scales: Bytes,
+        /// A bias a group (affine only).
+        biases: Option<Bytes>,
+        /// How codes are coded.
+        coding: Coding,
+        /// How scales and biases are stored.
+        scale: ScaleFormat,
+        /// Elements that share a scale.
+        group: usize,
+    },
+}
+
+/// A stack of `experts` matrices `[rows, columns]` (a plain matrix is a stack of one), multiplied as `x @ w.T`.
+#[derive(Debug, Clone)]
+pub struct Matrix {
+    data: Stored,
+    experts: usize,
+    rows: usize,
+    columns: usize,
+}
+
+/// How a matrix is held.
+#[derive(Debug, Clone)]
+pub(crate) enum Stored {
+    Rows(Data),
+    #[cfg(target_arch = "x86_64")]
+    Panels(panel::Panels),
+}
+
+/// Why bytes do not make a matrix.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MatrixError {
+    /// The sizes do not fit together.
+    #[error("{what}: expected {expected} bytes, found {found}")]
+    Size {
+        /// Which part.
+        what: &'static str,
+        /// Bytes that the shape asks for.
+        expected: usize,
+        /// Bytes that are there.
+        found: usize,
+    },
+    /// A setting that the products do not know.
+    #[error("no CPU product for {0}")]
+    Unsupported(String),
+}
+
+impl Matrix {
+    /// Puts a matrix together and checks that its parts have the sizes that the shape asks for.
+    ///
+    /// # Errors
+    /// [`MatrixError`], for parts of the wrong size and for settings that have no product here.
+    pub fn new(data: Data, experts: usize, rows: usize, columns: usize) -> Result<Self, MatrixError> {
+        let overflow = || MatrixError::Unsupported(format!("{experts} x {rows} x {columns} elements"));
+        let elements = experts.checked_mul(rows).and_then(|n| n.checked_mul(columns)).ok_or_else(overflow)?;
+        let size = |what, expected: usize, found: usize| {
+            if expected == found { Ok(()) } else { Err(MatrixError::Size { what, expected, found }) }
+        };
+        match &data {
+            Data::Dense { elements: bytes, float } => {
+                size("elements", elements.checked_mul(float.bytes()).ok_or_else(overflow)?, bytes.len())?;
+            }
+            Data::Quantized { codes, scales, biases, coding, scale, group } => {
+                let (bits, group) = (coding.bits() as usize, *group);
+                let affine = matches!(coding, Coding::Affine(_));
+                let known = match (coding, scale) {
+                    (Coding::Affine(b), ScaleFormat::Bf16 | ScaleFormat::F16 | ScaleFormat::F32) => {
+                        matches!(b, 2 | 3 | 4 | 5 | 6 | 8) && matches!(group, 32 | 64 | 128)
+                    }
+                    (Coding::E2m1 | Coding::E4m3, ScaleFormat::E8m0) => group == 32,
+                    (Coding::E2m1, ScaleFormat::E4m3) => group == 16,
+                    _ => false,
+                };
+                if !known || columns == 0 || !columns.is_multiple_of(group) || affine != biases.is_some() {
+                    return Err(MatrixError::Unsupported(format!(
+                        "{coding:?} with {scale:?} scales in groups of {group}, {columns} columns{}",
+                        if affine && biases.is_none() { ", without biases" } else { "" }
+                    )));
+                }
+                size("codes", elements.checked_mul(bits).ok_or_else(overflow)? / 8, codes.len())?;
+                let groups = elements / group * scale.bytes();
+                size("scales", groups, scales.len())?;
+                if let Some(biases) = biases {
+                    size("biases", groups, biases.len())?;
+                }
+            }
+        }
+        Ok(Self { data: Stored::Rows(data), experts, rows, columns })
+    }
+
+    /// Number of stacked matrices.
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// Rows of each, the width of a product.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns, the width of the activations.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The same matrix in the order that products read fastest on this processor; itself where there is none. Costs one
+    /// copy of this matrix while it runs.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] if there is no room for the copy.
+    pub fn arranged(self) -> Result<Self, OutOfMemory> {
+        #[cfg(target_arch = "x86_64")]
+        if let Stored::Rows(Data::Quantized {
+            codes,
+            scales,
+            biases: Some(biases),
+            coding: Coding::Affine(4),
+            scale,
+            group,
+        }) = &self.data
+            && product::has_avx2()
+            && self.rows.is_multiple_of(panel::ROWS)
+        {
+            let rows = self.experts * self.rows;
+            let panels = panel::Panels::new((codes, scales, biases), rows, self.columns, *group, *scale)?;
+            return Ok(Self { data: Stored::Panels(panels), ..self });
+        }
+        Ok(self)
+    }
+
+    /// Products want ranges of rows that begin and end at multiples of this (the last may end earlier).
+    pub fn granule(&self) -> usize {
+        match &self.data {
+            Stored::Rows(_) => 1,
+            #[cfg(target_arch = "x86_64")]
+            Stored::Panels(_) => panel::ROWS,
+        }
+    }
+
+    /// Bytes of one row of one matrix with its scales.
+    pub fn row_bytes(&self) -> usize {
+        match &self.data {
+            Stored::Rows(Data::Dense { float, .. }) => self.columns * float.bytes(),
+            Stored::Rows(Data::Quantized { coding, scale, group, biases, .. }) => {
+                let groups = self.columns / group * scale.bytes();
+                self.columns * coding.bits() as usize / 8 + groups * (1 + usize::from(biases.is_some()))
+            }
+            #[cfg(target_arch = "x86_64")]
+            Stored::Panels(p) => {
+                panel::Panels::size(panel::ROWS, self.columns, p.group, p.scale) / panel::ROWS
+            }
+        }
+    }
+
+    /// How its products take activations.
+    pub fn layout(&self) -> Layout {
+        match &self.data {
+            Stored::Rows(Data::Quantized { coding, group, .. }) if *coding != Coding::E4m3 => {
+                Layout::Integers(*group)
+            }
+            Stored::Rows(_) => Layout::Floats,
+            #[cfg(target_arch = "x86_64")]
+            Stored::Panels(p) => Layout::Bytes(p.group),
+        }
+    }
+}
+
+impl ScaleFormat {
+    /// Bytes a scale.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Bf16 | Self::F16 => 2,
+            Self::F32 => 4,
+            Self::E8m0 | Self::E4m3 => 1,
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Memory for weights: one allocation in huge pages where the system has them, cut into shared pieces.
+
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+/// Bytes after the end that may be read (not written), so that vector loads need no tail.
+const SLACK: usize = 64;
+
+/// An allocation of zeroed bytes, aligned to 2 MiB and in huge pages where the system gives them: reading
+/// gigabytes a token through 4 KiB pages costs some 8 % in address translation.
+#[derive(Debug)]
+pub struct Huge {
+    start: std::ptr::NonNull<u8>,
+    len: usize,
+    layout: std::alloc::Layout,
+}
+
+// SAFETY: it owns its bytes like a Vec<u8>.
+unsafe impl Send for Huge {}
+// SAFETY: as above; shared access is read-only.
+unsafe impl Sync for Huge {}
+
+impl Huge {
+    /// `len` zeroed bytes.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] if the system refuses.
+    pub fn new(len: usize) -> Result<Self, OutOfMemory> {
+        let refuse = || OutOfMemory { bytes: len };
+        let total = len.checked_add(SLACK).ok_or_else(refuse)?;
+        let align = if total >= 1 << 21 { 1 << 21 } else { 64 };
+        let layout = std::alloc::Layout::from_size_align(total, align).map_err(|_| refuse())?;
+        // Not alloc_zeroed: for large alignments it writes zeros itself, before huge pages could be asked for.
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { std::alloc::alloc(layout) };
+        let start = std::ptr::NonNull::new(start).ok_or_else(refuse)?;
+        #[cfg(target_os = "linux")]
+        if align == 1 << 21 {
+            // Only advice: without huge pages all works, slower.
+            // SAFETY: the range is an allocation of ours and starts at a page.
+            unsafe { libc::madvise(start.as_ptr().cast(), total & !((1 << 21) - 1), libc::MADV_HUGEPAGE) };
+        }
+        // SAFETY: `total` bytes were allocated. Writing also touches the pages, so that reads find them.
+        unsafe { start.as_ptr().write_bytes(0, total) };
+        Ok(Self { start, len, layout })
+    }
+
+    /// The bytes, to fill them.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: `len` initialised bytes that nobody else refers to.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+
+    /// Shares it, whole.
+    pub fn share(self) -> Bytes {
+        let range = 0..self.len;
+        Bytes { owner: Arc::new(self), range }
+    }
+}
+
+impl Drop for Huge {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout.
+        unsafe { std::alloc::dealloc(self.start.as_ptr(), self.layout) };
+    }
+}
+
+/// The system has not that much memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("cannot allocate {bytes} bytes: close other programs or take a smaller model")]
+pub struct OutOfMemory {
+    /// What was asked for.
+    pub bytes: usize,
+}
+
+/// A shared piece of a [`Huge`] allocation. 64 bytes after its end may be read, though they mean nothing.
+#[derive(Debug, Clone)]
+pub struct Bytes {
+    owner: Arc<Huge>,
+    range: Range<usize>,
+}
+
+impl Bytes {
+    /// Copies `bytes`.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] if the system refuses.
+    pub fn copy_of(bytes: &[u8]) -> Result<Self, OutOfMemory> {
+        let mut huge = Huge::new(bytes.len())?;
+        huge.bytes_mut().copy_from_slice(bytes);
+        Ok(huge.share())
+    }
+
+    /// A part of it.
+    ///
+    /// # Panics
+    /// If the range is not within.
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.range.len(), "piece within the bytes");
+        let start = self.range.start + range.start;
+        Self { owner: Arc::clone(&self.owner), range: start..start + range.len() }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range is within the owner's initialised bytes, which nobody writes once shared.
+        unsafe {
+            std::slice::from_raw_parts(self.owner.start.as_ptr().add(self.range.start), self.range.len())
+        }
+    }
+}

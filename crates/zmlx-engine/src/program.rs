@@ -1,0 +1,322 @@
+//! A program: stages over numbered buffers, for any number of tokens at a time.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::cells::Cells;
+use crate::matrix::{Activations, Layout, Raw, Scratch};
+use crate::team::{Job, Team};
+
+/// Number of a buffer of a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Buffer(pub usize);
+
+/// From this many rows on, activations are packed once for all threads and not by each.
+const SHARE_FROM: usize = 3;
+
+/// One step of a program. A fused op is one or a few.
+pub trait Stage: Send + Sync + std::fmt::Debug {
+    /// What it does, in the field's terms.
+    fn name(&self) -> &'static str;
+
+    /// How many chunks it is cut into. Must follow from the frame's sizes alone.
+    fn chunks(&self, frame: &Frame<'_>) -> usize;
+
+    /// Works on one chunk. `first`: this thread has worked on no chunk of this stage yet.
+    ///
+    /// A chunk reads what earlier stages wrote and writes what no other chunk touches.
+    fn work(&self, frame: &Frame<'_>, local: &mut Local, chunk: usize, first: bool);
+
+    /// Layout and width of the activations that it packs for all threads, and how many rows a token has, if it packs.
+    fn packs(&self) -> Option<(Layout, usize, usize)> {
+        None
+    }
+}
+
+/// What a run is about.
+pub struct Frame<'a> {
+    /// Token ids, `[batch, length]`.
+    pub tokens: &'a [u32],
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens of each.
+    pub length: usize,
+    /// Positions that came before.
+    pub position: usize,
+    /// Of how many rows at the end of each sequence the output is wanted.
+    pub outputs: usize,
+    pub(crate) buffers: &'a [Cells],
+    pub(crate) slots: &'a [Slot],
+    /// Activations that one stage packs and the next reads.
+    pub(crate) shared: Raw,
+}
+
+impl Frame<'_> {
+    /// Tokens of all sequences.
+    pub fn rows(&self) -> usize {
+        self.batch * self.length
+    }
+
+    pub(crate) fn buffer(&self, buffer: Buffer) -> &Cells {
+        &self.buffers[buffer.0]
+    }
+
+    /// Whether activations are packed once for all threads.
+    pub(crate) fn shares(&self, rows: usize) -> bool {
+        rows >= SHARE_FROM
+    }
+}
+
+/// What a thread has for itself.
+#[derive(Debug, Default)]
+pub struct Local {
+    pub(crate) activations: Activations,
+    pub(crate) scratch: Scratch,
+    pub(crate) a: Vec<f32>,
+    pub(crate) b: Vec<f32>,
+    pub(crate) c: Vec<f32>,
+    pub(crate) list: Vec<u32>,
+}
+
+/// What lasts from one run to the next.
+#[derive(Debug, Clone)]
+pub enum Slot {
+    /// Keys and values of each sequence: `[batch, heads, capacity, head_dim]`.
+    Kv {
+        /// Keys.
+        keys: Cells,
+        /// Values.
+        values: Cells,
+        /// Key/value heads.
+        heads: usize,
+        /// Width of a key.
+        key_width: usize,
+        /// Width of a value.
+        value_width: usize,
+        /// Positions there is room for.
+        capacity: usize,
+    },
+    /// The last inputs of a convolution: `[batch, keep, channels]`.
+    Rows {
+        /// The inputs.
+        values: Cells,
+        /// Positions kept.
+        keep: usize,
+        /// Channels.
+        channels: usize,
+    },
+}
+
+/// Positions by which key/value slots grow.
+const KV_STEP: usize = 256;
+
+impl Slot {
+    /// An empty key/value slot.
+    pub fn kv(heads: usize, key_width: usize, value_width: usize) -> Self {
+        let (keys, values) = (Cells::default(), Cells::default());
+        Self::Kv { keys, values, heads, key_width, value_width, capacity: 0 }
+    }
+
+    /// Rows of zeros.
+    pub fn rows(keep: usize, channels: usize) -> Self {
+        Self::Rows { values: Cells::default(), keep, channels }
+    }
+
+    /// Makes room for `positions` positions, of which the first `used` are kept.
+    pub fn reserve(&mut self, batch: usize, used: usize, positions: usize) {
+        match self {
+            Self::Kv { keys, values, heads, key_width, value_width, capacity } => {
+                if *capacity >= positions {
+                    return;
+                }
+                // Doubling keeps the copying linear in the length.
+                let room = positions.max(*capacity * 2).next_multiple_of(KV_STEP);
+                for (cells, width) in [(keys, *key_width), (values, *value_width)] {
+                    let mut grown = vec![0.0; batch * *heads * room * width];
+                    let old = cells.as_mut_slice();
+                    for part in 0..batch * *heads {
+                        if used > 0 {
+                            let from = &old[part * *capacity * width..][..used * width];
+                            grown[part * room * width..][..used * width].copy_from_slice(from);
+                        }
+                    }
+                    *cells = Cells::from(grown);
+                }
+                *capacity = room;
+            }
+            Self::Rows { values, keep, channels } => values.grow(batch * *keep * *channels),
+        }
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Kv { keys, values, .. } => 4 * (keys.len() + values.len()),
+            Self::Rows { values, .. } => 4 * values.len(),
+        }
+    }
+}
+
+/// Stages in order, and the widths of their buffers.
+#[derive(Debug, Default)]
+pub struct Program {
+    stages: Vec<Box<dyn Stage>>,
+    /// For each stage, the node of the caller's graph it belongs to.
+    owners: Vec<usize>,
+    /// Floats a row.
+    widths: Vec<usize>,
+}
+
+impl Program {
+    /// An empty program.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A buffer of `width` floats a row.
+    pub fn buffer(&mut self, width: usize) -> Buffer {
+        self.widths.push(width);
+        Buffer(self.widths.len() - 1)
+    }
+
+    /// Makes a buffer at least that wide.
+    pub fn widen(&mut self, buffer: Buffer, width: usize) {
+        self.widths[buffer.0] = self.widths[buffer.0].max(width);
+    }
+
+    /// Adds a stage, which belongs to `owner`.
+    pub fn push(&mut self, owner: usize, stage: impl Stage + 'static) {
+        self.stages.push(Box::new(stage));
+        self.owners.push(owner);
+    }
+
+    /// The stages.
+    pub fn stages(&self) -> &[Box<dyn Stage>] {
+        &self.stages
+    }
+
+    /// For each stage, the number that was given with it.
+    pub fn owners(&self) -> &[usize] {
+        &self.owners
+    }
+}
+
+/// What a run is about, as the caller gives it.
+#[derive(Debug, Clone, Copy)]
+pub struct Call<'a> {
+    /// Token ids, `[batch, length]`.
+    pub tokens: &'a [u32],
+    /// Sequences.
+    pub batch: usize,
+    /// Positions that came before.
+    pub position: usize,
+    /// Of how many rows at the end of each sequence the output is wanted.
+    pub outputs: usize,
+}
+
+/// Runs programs: the team, buffers, and each thread's room.
+pub struct Runner {
+    team: Team,
+    locals: Vec<Mutex<Local>>,
+    buffers: Vec<Cells>,
+    shared: Activations,
+    /// Nanoseconds of each stage, if they are measured.
+    times: Option<Vec<AtomicU64>>,
+}
+
+impl std::fmt::Debug for Runner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Runner({} threads)", self.team.threads())
+    }
+}
+
+impl Runner {
+    /// A runner of `threads` threads for programs of at most `stages` stages.
+    pub fn new(threads: usize, stages: usize) -> Self {
+        let team = Team::new(threads, stages);
+        let locals = (0..team.threads()).map(|_| Mutex::default()).collect();
+        Self { team, locals, buffers: Vec::new(), shared: Activations::default(), times: None }
+    }
+
+    /// How many threads it has.
+    pub fn threads(&self) -> usize {
+        self.team.threads()
+    }
+
+    /// Measures stages from now on, or stops measuring. Measuring runs on one thread.
+    pub fn measure(&mut self, on: bool, stages: usize) {
+        self.times = on.then(|| (0..stages).map(|_| AtomicU64::new(0)).collect());
+    }
+
+    /// Nanoseconds of each stage since measuring began.
+    pub fn times(&self) -> Option<Vec<u64>> {
+        self.times.as_ref().map(|t| t.iter().map(|t| t.load(Ordering::Relaxed)).collect())
+    }
+
+    /// Goes through the program. `slots` are those its stages name; room is made for the call's positions.
+    ///
+    /// # Panics
+    /// If the call has no tokens, or its tokens are not a multiple of its batch.
+    pub fn run(&mut self, program: &Program, slots: &mut [Slot], call: &Call<'_>) {
+        assert!(call.batch > 0 && !call.tokens.is_empty() && call.tokens.len().is_multiple_of(call.batch));
+        let rows = call.tokens.len();
+        let length = rows / call.batch;
+        for slot in slots.iter_mut() {
+            slot.reserve(call.batch, call.position, call.position + length);
+        }
+        self.buffers.resize_with(program.widths.len().max(self.buffers.len()), Cells::default);
+        for (buffer, width) in self.buffers.iter_mut().zip(&program.widths) {
+            buffer.grow(rows * width);
+        }
+        for stage in &program.stages {
+            if let Some((layout, columns, per_row)) = stage.packs() {
+                self.shared.reserve(layout, rows * per_row, columns);
+            }
+        }
+        let frame = Frame {
+            tokens: call.tokens,
+            batch: call.batch,
+            length,
+            position: call.position,
+            outputs: call.outputs.min(length),
+            buffers: &self.buffers,
+            slots,
+            shared: self.shared.raw(),
+        };
+        let run = Run { program, frame: &frame, locals: &self.locals, times: self.times.as_deref() };
+        self.team.run(&run);
+    }
+
+    /// A buffer after a run.
+    pub fn buffer(&mut self, buffer: Buffer) -> &[f32] {
+        self.buffers[buffer.0].as_mut_slice()
+    }
+}
+
+struct Run<'a> {
+    program: &'a Program,
+    frame: &'a Frame<'a>,
+    locals: &'a [Mutex<Local>],
+    times: Option<&'a [AtomicU64]>,
+}
+
+impl Job for Run<'_> {
+    fn stages(&self) -> usize {
+        self.program.stages.len()
+    }
+
+    fn chunks(&self, stage: usize) -> usize {
+        self.program.stages[stage].chunks(self.frame)
+    }
+
+    fn work(&self, thread: usize, stage: usize, chunk: usize, first: bool) {
+        // Each thread has its own, so this never waits.
+        let mut local = self.locals[thread].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let start = self.times.map(|_| Instant::now());
+        self.program.stages[stage].work(self.frame, &mut local, chunk, first);
+        if let (Some(times), Some(start)) = (self.times, start) {
+            times[stage].fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        }
+    }
+}

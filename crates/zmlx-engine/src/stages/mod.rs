@@ -1,0 +1,52 @@
+//! The stages: products with what comes before and after them, attention, convolution, routing.
+
+mod attention;
+mod conv;
+mod experts;
+mod heads;
+mod linear;
+mod plain;
+mod router;
+mod source;
+
+pub use attention::Attend;
+pub use conv::ShortConv;
+pub use experts::{Choice, Combine, ExpertsDown, ExpertsUp, Group};
+pub use heads::{Heads, Qkv, Rope};
+pub use linear::{Gated, Linear};
+pub use plain::{Add, Embed, RmsNorm};
+pub use router::{Route, Scores};
+pub use source::{Norm, Pack, Source};
+
+use zmlx_simd::MathFn;
+
+/// Bytes of weights that a chunk of a product should read: some microseconds' worth.
+const CHUNK_BYTES: usize = 48 << 10;
+
+/// The activation between the two products of a gated feed-forward part: `act(gate) * up`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`
+    Silu,
+    /// GELU with tanh.
+    GeluTanh,
+    /// GELU with erf.
+    GeluErf,
+}
+
+impl Activation {
+    fn function(self) -> MathFn {
+        match self {
+            Self::Silu => MathFn::Silu,
+            Self::GeluTanh => MathFn::GeluTanh,
+            Self::GeluErf => MathFn::GeluErf,
+        }
+    }
+}
+
+/// Rows of a matrix a chunk: about [`CHUNK_BYTES`], a multiple of the granule, and not so few that a product of many
+/// tokens is all overhead.
+fn rows_per_chunk(matrix: &crate::matrix::Matrix) -> usize {
+    let granule = matrix.granule().max(4);
+    (CHUNK_BYTES / matrix.row_bytes().max(1)).max(1).next_multiple_of(granule)
+}
