@@ -1,3 +1,6 @@
+use crate::graph::Value;
+use crate::infer::ShapeError;
+
 /// Result of building or running a graph.
 pub type Result<T> = std::result::Result<T, GraphError>;
 
@@ -17,6 +20,18 @@ pub enum GraphError {
         op: &'static str,
         /// What MLX said.
         source: zmlx_mlx::Error,
+    },
+    /// An op cannot take what it is given.
+    #[error("{value} at {path}: {op}: {source}")]
+    Shape {
+        /// The node's first output.
+        value: Value,
+        /// Path of the module.
+        path: String,
+        /// Name of the op.
+        op: &'static str,
+        /// What does not fit.
+        source: Box<ShapeError>,
     },
     /// A node reads a value that no earlier node writes, or a graph has no output.
     #[error("malformed graph: {0}")]

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use crate::error::{GraphError, Result};
 use crate::op::Op;
-use crate::state::{Slot, State};
+use crate::state::{Slot, SlotId, State};
 use crate::weights::Weight;
 
 /// A value: output number `output` of node number `node`.
@@ -11,6 +11,13 @@ use crate::weights::Weight;
 pub struct Value {
     pub(crate) node: usize,
     pub(crate) output: usize,
+}
+
+impl Value {
+    /// Number of the node that computes it, and which of the node's outputs it is.
+    pub fn place(self) -> (usize, usize) {
+        (self.node, self.output)
+    }
 }
 
 /// A node: an op, what it reads, and where it belongs.
@@ -58,6 +65,18 @@ impl Graph {
             return fail("it has no output".to_owned());
         }
         Ok(())
+    }
+
+    /// All values, in the order in which they are computed.
+    pub fn values(&self) -> impl Iterator<Item = Value> + '_ {
+        let outputs =
+            |(node, n): (usize, &Node)| (0..n.op.outputs()).map(move |output| Value { node, output });
+        self.nodes.iter().enumerate().flat_map(outputs)
+    }
+
+    /// The numbers of all state slots.
+    pub fn slot_ids(&self) -> impl Iterator<Item = SlotId> + use<> {
+        (0..self.slots.len()).map(SlotId)
     }
 
     /// A fresh state for it.

@@ -11,8 +11,10 @@ pub mod builder;
 mod error;
 mod exec;
 mod graph;
+pub mod infer;
 pub mod op;
 pub mod ops;
+pub mod shape;
 pub mod state;
 pub mod weights;
 
@@ -20,4 +22,6 @@ pub use builder::Builder;
 pub use error::{GraphError, Result};
 pub use exec::Executor;
 pub use graph::{Graph, Node, Value};
+pub use infer::{InferContext, ShapeError, Types};
+pub use shape::{Dim, DtypeSpec, Shape, Sizes, Type};
 pub use state::State;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use zmlx_mlx::{Array, Result};
 
+use crate::infer::{InferContext, ShapeError};
+use crate::shape::Type;
 use crate::state::{SlotId, SlotValue};
 use crate::weights::{BoundWeight, WeightId};
 
@@ -53,6 +55,16 @@ pub trait Op: fmt::Debug + Send + Sync + 'static {
     fn outputs(&self) -> usize {
         1
     }
+
+    /// The types of its outputs for inputs of these types. Symbols in dimensions stay symbols.
+    ///
+    /// # Errors
+    /// Says which input, weight or slot does not fit, and what would.
+    fn infer(
+        &self,
+        context: &InferContext<'_>,
+        inputs: &[Type],
+    ) -> std::result::Result<Vec<Type>, ShapeError>;
 
     /// Builds the op's part of MLX's lazy graph.
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>>;

@@ -3,6 +3,8 @@
 use serde::Serialize;
 use zmlx_mlx::{Array, Result, ops};
 
+use crate::shape::DtypeSpec;
+
 /// Number of a weight in its graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WeightId(pub(crate) usize);
@@ -85,6 +87,11 @@ impl Weight {
             tensors.push(TensorSpec { name: named("biases"), shape: with_last(groups), float: true });
         }
         tensors
+    }
+
+    /// The dtype that its values have in a computation.
+    pub fn dtype(&self) -> DtypeSpec {
+        if self.keep_f32 { DtypeSpec::F32 } else { DtypeSpec::Activation }
     }
 
     /// Number of parameters, packed or not.

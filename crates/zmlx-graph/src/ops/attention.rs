@@ -1,7 +1,9 @@
 use zmlx_mlx::{Array, Error, Result, fast};
 
+use crate::infer::{InferContext, ShapeError, inputs, promoted, wrong_slot};
 use crate::op::{Attribute, Context, Op};
-use crate::state::{SlotId, SlotValue};
+use crate::shape::{Dim, Type};
+use crate::state::{SlotId, SlotKind, SlotValue};
 
 /// Rotary position embedding of `[batch, heads, length, head_dim]` from the current position on, halves rotated.
 #[derive(Debug)]
@@ -23,6 +25,23 @@ impl Op for Rope {
 
     fn attributes(&self) -> Vec<(&'static str, Attribute)> {
         vec![("dims", Attribute::Int(self.dims.into())), ("base", Attribute::Float(self.base.into()))]
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        let room = x.shape.last().and_then(Dim::constant).unwrap_or(0);
+        let heads_first = x.shape.rank() == 4 && x.shape.0[2] == Dim::length();
+        if !heads_first || !x.dtype.is_float() || room < self.dims.into() {
+            let expected = format!("[batch, heads, L, {} or more] of floats", self.dims);
+            return Err(ShapeError::input(0, x, expected));
+        }
+        if self.dims < 2 || self.dims % 2 != 0 {
+            return Err(ShapeError::Parameter(format!(
+                "dims={}: pairs are rotated, so it must be even",
+                self.dims
+            )));
+        }
+        Ok(vec![x.clone()])
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -51,6 +70,34 @@ impl Op for KvAppend {
         2
     }
 
+    fn infer(
+        &self,
+        context: &InferContext<'_>,
+        given: &[Type],
+    ) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [keys, values] = inputs(given)?;
+        let slot = context.slot(self.slot)?;
+        if slot.kind != SlotKind::KvCache {
+            return Err(wrong_slot(slot, "keys and values"));
+        }
+        let heads_first = |t: &Type| t.shape.rank() == 4 && t.shape.0[2] == Dim::length();
+        if !heads_first(keys) {
+            return Err(ShapeError::input(0, keys, "[batch, kv_heads, L, head_dim]"));
+        }
+        if !heads_first(values) || keys.shape.0[..2] != values.shape.0[..2] {
+            let [batch, heads, length] = [0, 1, 2].map(|i| &keys.shape.0[i]);
+            let expected = format!("[{batch}, {heads}, {length}, head_dim], as the keys are {keys}");
+            return Err(ShapeError::input(1, values, expected));
+        }
+        let all = [keys, values].map(|t| {
+            let mut t = t.clone();
+            t.shape.0[2] = Dim::seen();
+            t
+        });
+        context.holds(self.slot, all.to_vec())?;
+        Ok(all.to_vec())
+    }
+
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         let SlotValue::Kv(cache) = context.slot(self.slot) else {
             return Err(Error::Argument("kv_append needs a key/value slot".to_owned()));
@@ -74,6 +121,32 @@ impl Op for Attention {
 
     fn attributes(&self) -> Vec<(&'static str, Attribute)> {
         vec![("scale", Attribute::Float(self.scale.into()))]
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [q, k, v] = inputs(given)?;
+        let [batch, heads, _, width] = q.shape.0.as_slice() else {
+            return Err(ShapeError::input(0, q, "[batch, heads, L, head_dim]"));
+        };
+        let groups = |of: &Dim| Some((heads.constant()?, of.constant()?));
+        let fits = match k.shape.0.as_slice() {
+            [b, kv_heads, _, w] if (b, w) == (batch, width) => {
+                heads == kv_heads || groups(kv_heads).is_some_and(|(h, g)| g > 0 && h % g == 0)
+            }
+            _ => false,
+        };
+        if !fits {
+            let expected = format!(
+                "[{batch}, kv_heads, S, {width}] with kv_heads a divisor of {heads}, for queries {q}"
+            );
+            return Err(ShapeError::input(1, k, expected));
+        }
+        if v.shape.rank() != 4 || v.shape.0[..3] != k.shape.0[..3] {
+            return Err(ShapeError::input(2, v, format_args!("values for keys {k}")));
+        }
+        let dtype = promoted(0, q, k.dtype)?;
+        let dtype = promoted(2, v, dtype)?;
+        Ok(vec![Type { shape: q.shape.with_last(v.shape.0[3].clone()), dtype }])
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {

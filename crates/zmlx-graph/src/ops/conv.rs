@@ -1,7 +1,9 @@
 use zmlx_mlx::{Array, Error, Result, ops};
 
+use crate::infer::{InferContext, ShapeError, inputs, promoted, wrong_slot};
 use crate::op::{Attribute, Context, Op};
-use crate::state::{SlotId, SlotValue};
+use crate::shape::{Dim, Type};
+use crate::state::{SlotId, SlotKind, SlotValue};
 use crate::weights::WeightId;
 
 /// Puts the last `keep` inputs of a causal convolution before `[batch, length, channels]`, and keeps the new last ones.
@@ -24,6 +26,24 @@ impl Op for ConvStep {
 
     fn slot(&self) -> Option<SlotId> {
         Some(self.slot)
+    }
+
+    fn infer(
+        &self,
+        context: &InferContext<'_>,
+        given: &[Type],
+    ) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        let slot = context.slot(self.slot)?;
+        if slot.kind != (SlotKind::ConvState { keep: self.keep }) {
+            return Err(wrong_slot(slot, format_args!("the last {} inputs of a convolution", self.keep)));
+        }
+        let [batch, length, channels] = x.shape.0.as_slice() else {
+            return Err(ShapeError::input(0, x, "[batch, length, channels]"));
+        };
+        let of = |n: Dim| Type::new([batch.clone(), n, channels.clone()], x.dtype);
+        context.holds(self.slot, vec![of(self.keep.into())])?;
+        Ok(vec![of(length.clone() + Dim::from(self.keep))])
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -58,6 +78,36 @@ impl Op for DepthwiseConv1d {
 
     fn weights(&self) -> Vec<WeightId> {
         [Some(self.weight), self.bias].into_iter().flatten().collect()
+    }
+
+    fn infer(
+        &self,
+        context: &InferContext<'_>,
+        given: &[Type],
+    ) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        let weight = context.weight(self.weight)?;
+        let &[channels, kernel, 1] = weight.shape.as_slice() else {
+            return Err(ShapeError::weight(weight, "[channels, kernel, 1]"));
+        };
+        let [batch, length, width] = x.shape.0.as_slice() else {
+            return Err(ShapeError::input(0, x, format_args!("[batch, length, {channels}]")));
+        };
+        if !width.is(channels.into()) {
+            return Err(ShapeError::input(
+                0,
+                x,
+                format_args!("[{batch}, {length}, {channels}] for {}", weight.path),
+            ));
+        }
+        if let Some(bias) = self.bias.map(|b| context.weight(b)).transpose()?
+            && bias.shape != [channels]
+        {
+            return Err(ShapeError::weight(bias, format_args!("[{channels}]")));
+        }
+        let left = length.clone() - Dim::from(kernel - 1);
+        let dtype = promoted(0, x, weight.dtype())?;
+        Ok(vec![Type::new([batch.clone(), left, width.clone()], dtype)])
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {

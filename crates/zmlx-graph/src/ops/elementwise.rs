@@ -1,6 +1,8 @@
 use zmlx_mlx::{Array, Dtype, Error, Result};
 
+use crate::infer::{InferContext, ShapeError, inputs, promoted};
 use crate::op::{Attribute, Context, Op};
+use crate::shape::{DtypeSpec, Type};
 
 /// Arithmetic of two arrays, with broadcasting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +22,11 @@ impl Op for Binary {
             Self::Multiply => "multiply",
             Self::Divide => "divide",
         }
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [a, b] = inputs(given)?;
+        Ok(vec![broadcast(a, 1, b)?])
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -47,6 +54,11 @@ impl Op for AddScalar {
         vec![("value", Attribute::Float(self.0))]
     }
 
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        Ok(vec![x.clone()])
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         Ok(vec![inputs[0].add_scalar(self.0)?])
     }
@@ -65,6 +77,11 @@ impl Op for MultiplyScalar {
         vec![("value", Attribute::Float(self.0))]
     }
 
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        Ok(vec![x.clone()])
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         Ok(vec![inputs[0].multiply_scalar(self.0)?])
     }
@@ -79,6 +96,14 @@ impl Op for Sigmoid {
         "sigmoid"
     }
 
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        if !x.dtype.is_float() {
+            return Err(ShapeError::input(0, x, "floats"));
+        }
+        Ok(vec![x.clone()])
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         Ok(vec![inputs[0].sigmoid()?])
     }
@@ -91,6 +116,14 @@ pub struct SwiGlu;
 impl Op for SwiGlu {
     fn name(&self) -> &'static str {
         "swiglu"
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [gate, up] = inputs(given)?;
+        if !gate.dtype.is_float() {
+            return Err(ShapeError::input(0, gate, "floats"));
+        }
+        Ok(vec![broadcast(gate, 1, up)?])
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -114,6 +147,18 @@ impl Op for Cast {
         self.0.iter().map(|d| ("dtype", Attribute::Text(d.to_string()))).collect()
     }
 
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let dtype = match (self.0, given) {
+            (Some(dtype), [_]) => DtypeSpec::Fixed(dtype),
+            (None, [_, like]) => like.dtype,
+            (dtype, _) => {
+                let expected = if dtype.is_some() { 1 } else { 2 };
+                return Err(ShapeError::Count { expected, found: given.len() });
+            }
+        };
+        Ok(vec![Type { dtype, ..given[0].clone() }])
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         let dtype = match (self.0, inputs) {
             (Some(dtype), _) => dtype,
@@ -122,4 +167,11 @@ impl Op for Cast {
         };
         Ok(vec![inputs[0].astype(dtype)?])
     }
+}
+
+/// The type of arithmetic between the two, `b` being input number `number`.
+fn broadcast(a: &Type, number: usize, b: &Type) -> std::result::Result<Type, ShapeError> {
+    let error = || ShapeError::input(number, b, format_args!("a shape that broadcasts with {a}"));
+    let shape = a.shape.broadcast(&b.shape).ok_or_else(error)?;
+    Ok(Type { shape, dtype: promoted(number, b, a.dtype)? })
 }

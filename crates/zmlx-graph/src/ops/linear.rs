@@ -1,6 +1,8 @@
 use zmlx_mlx::{Array, Result};
 
+use crate::infer::{InferContext, ShapeError, inputs, promoted};
 use crate::op::{Context, Op};
+use crate::shape::{Dim, DtypeSpec, Type};
 use crate::weights::WeightId;
 
 /// The token ids of the call, `[batch, length]`.
@@ -10,6 +12,11 @@ pub struct Tokens;
 impl Op for Tokens {
     fn name(&self) -> &'static str {
         "tokens"
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [] = inputs::<0>(given)?;
+        Ok(vec![Type::new([Dim::batch(), Dim::length()], DtypeSpec::INDEX)])
     }
 
     fn run(&self, context: &mut Context<'_>, _: &[&Array]) -> Result<Vec<Array>> {
@@ -33,6 +40,24 @@ impl Op for Embedding {
         vec![self.weight]
     }
 
+    fn infer(
+        &self,
+        context: &InferContext<'_>,
+        given: &[Type],
+    ) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [ids] = inputs(given)?;
+        let weight = context.weight(self.weight)?;
+        let &[_, width] = weight.shape.as_slice() else {
+            return Err(ShapeError::weight(weight, "[vocabulary, width]"));
+        };
+        if !ids.dtype.is_index() {
+            return Err(ShapeError::input(0, ids, "integers"));
+        }
+        let mut shape = ids.shape.clone();
+        shape.0.push(width.into());
+        Ok(vec![Type { shape, dtype: weight.dtype() }])
+    }
+
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         Ok(vec![context.weight(self.weight).rows(inputs[0])?])
     }
@@ -54,6 +79,34 @@ impl Op for Linear {
 
     fn weights(&self) -> Vec<WeightId> {
         [Some(self.weight), self.bias].into_iter().flatten().collect()
+    }
+
+    fn infer(
+        &self,
+        context: &InferContext<'_>,
+        given: &[Type],
+    ) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        let weight = context.weight(self.weight)?;
+        let &[out, input] = weight.shape.as_slice() else {
+            return Err(ShapeError::weight(weight, "a matrix [out, in]"));
+        };
+        if !x.shape.last().is_some_and(|d| d.is(input.into())) {
+            return Err(ShapeError::input(
+                0,
+                x,
+                format_args!("[..., {input}] for {} {:?}", weight.path, weight.shape),
+            ));
+        }
+        let mut dtype = promoted(0, x, weight.dtype())?;
+        if let Some(bias) = self.bias {
+            let bias = context.weight(bias)?;
+            if bias.shape != [out] {
+                return Err(ShapeError::weight(bias, format_args!("[{out}]")));
+            }
+            dtype = promoted(0, &Type { shape: x.shape.clone(), dtype }, bias.dtype())?;
+        }
+        Ok(vec![Type { shape: x.shape.with_last(out), dtype }])
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {

@@ -1,6 +1,8 @@
 use zmlx_mlx::{Array, Dtype, Error, Result};
 
+use crate::infer::{InferContext, ShapeError, inputs, promoted};
 use crate::op::{Attribute, Context, Op};
+use crate::shape::{Dim, DtypeSpec, Shape, Type};
 use crate::weights::WeightId;
 
 /// Adds a weight to an array.
@@ -17,6 +19,18 @@ impl Op for AddWeight {
 
     fn weights(&self) -> Vec<WeightId> {
         vec![self.weight]
+    }
+
+    fn infer(
+        &self,
+        context: &InferContext<'_>,
+        given: &[Type],
+    ) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        let weight = context.weight(self.weight)?;
+        let error = || ShapeError::weight(weight, format_args!("a shape that broadcasts with {}", x.shape));
+        let shape = x.shape.broadcast(&weight.shape.as_slice().into()).ok_or_else(error)?;
+        Ok(vec![Type { shape, dtype: promoted(0, x, weight.dtype())? }])
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -40,6 +54,15 @@ impl Op for TopKIndices {
         vec![("k", Attribute::Int(self.k.into()))]
     }
 
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        let n = x.shape.last().and_then(Dim::constant);
+        if self.k < 1 || n.is_none_or(|n| n < self.k.into()) {
+            return Err(ShapeError::input(0, x, format_args!("[..., {} or more], to choose {0} of", self.k)));
+        }
+        Ok(vec![Type { shape: x.shape.with_last(self.k), dtype: DtypeSpec::INDEX }])
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         let order = inputs[0].argpartition(-self.k, -1)?;
         let n = order.dim(-1)?;
@@ -54,6 +77,22 @@ pub struct TakeAlongLast;
 impl Op for TakeAlongLast {
     fn name(&self) -> &'static str {
         "take_along_last"
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [values, indices] = inputs(given)?;
+        let (rank, same) = (values.shape.rank(), indices.shape.rank());
+        if rank == 0 || rank != same || values.shape.0[..rank - 1] != indices.shape.0[..rank - 1] {
+            return Err(ShapeError::input(
+                1,
+                indices,
+                format_args!("{}", values.shape.with_last(Dim::from(1))),
+            ));
+        }
+        if !indices.dtype.is_index() {
+            return Err(ShapeError::input(1, indices, "integers"));
+        }
+        Ok(vec![Type { shape: indices.shape.clone(), dtype: values.dtype }])
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -82,6 +121,19 @@ impl Op for ExpertSort {
 
     fn outputs(&self) -> usize {
         3
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x, indices] = inputs(given)?;
+        let [batch, length, width] = x.shape.0.as_slice() else {
+            return Err(ShapeError::input(0, x, "[batch, length, width]"));
+        };
+        if indices.shape.rank() != 3 || indices.shape.0[..2] != x.shape.0[..2] || !indices.dtype.is_index() {
+            return Err(ShapeError::input(1, indices, format_args!("[{batch}, {length}, k] of integers")));
+        }
+        let one = || Dim::from(1);
+        let rows = Type::new([batch.clone(), length.clone(), one(), one(), width.clone()], x.dtype);
+        Ok(vec![rows, indices.clone(), indices.clone()])
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -118,6 +170,28 @@ impl Op for ExpertLinear {
         vec![self.weight]
     }
 
+    fn infer(
+        &self,
+        context: &InferContext<'_>,
+        given: &[Type],
+    ) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x, experts] = inputs(given)?;
+        let weight = context.weight(self.weight)?;
+        let &[_, out, input] = weight.shape.as_slice() else {
+            return Err(ShapeError::weight(weight, "matrices [experts, out, in]"));
+        };
+        let (rank, expected) = (x.shape.rank(), format!("rows [..., 1, {input}] for {}", weight.path));
+        if rank < 2 || !x.shape.0[rank - 1].is(input.into()) {
+            return Err(ShapeError::input(0, x, expected));
+        }
+        let batch = Shape(x.shape.0[..rank - 2].to_vec());
+        let error = || ShapeError::input(1, experts, format_args!("integers that broadcast with {batch}"));
+        let mut shape =
+            batch.broadcast(&experts.shape).filter(|_| experts.dtype.is_index()).ok_or_else(error)?;
+        shape.0.extend([x.shape.0[rank - 2].clone(), out.into()]);
+        Ok(vec![Type { shape, dtype: promoted(0, x, weight.dtype())? }])
+    }
+
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         let [x, experts] = inputs else {
             return Err(Error::Argument("expert_linear takes rows and experts".to_owned()));
@@ -135,6 +209,21 @@ pub struct ExpertUnsort;
 impl Op for ExpertUnsort {
     fn name(&self) -> &'static str {
         "expert_unsort"
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [rows, _, indices] = inputs(given)?;
+        let k = indices.shape.rank();
+        let [.., row, width] = rows.shape.0.as_slice() else {
+            return Err(ShapeError::input(0, rows, "rows [..., 1, width]"));
+        };
+        if rows.shape.rank() != k + 2 || !row.is(1) || rows.shape.0[..k] != indices.shape.0[..] {
+            let expected = format!("rows [..., 1, width], one for each index of {}", indices.shape);
+            return Err(ShapeError::input(0, rows, expected));
+        }
+        let mut shape = indices.shape.clone();
+        shape.0.push(width.clone());
+        Ok(vec![Type { shape, dtype: rows.dtype }])
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {

@@ -1,6 +1,8 @@
 use zmlx_mlx::{Array, Result, fast};
 
+use crate::infer::{InferContext, ShapeError, inputs, promoted};
 use crate::op::{Attribute, Context, Op};
+use crate::shape::Type;
 use crate::weights::WeightId;
 
 /// `x / sqrt(mean(x^2) + eps) * w` over the last axis.
@@ -23,6 +25,26 @@ impl Op for RmsNorm {
 
     fn weights(&self) -> Vec<WeightId> {
         vec![self.weight]
+    }
+
+    fn infer(
+        &self,
+        context: &InferContext<'_>,
+        given: &[Type],
+    ) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        let weight = context.weight(self.weight)?;
+        let &[width] = weight.shape.as_slice() else {
+            return Err(ShapeError::weight(weight, "a vector [width]"));
+        };
+        if !x.dtype.is_float() || !x.shape.last().is_some_and(|d| d.is(width.into())) {
+            return Err(ShapeError::input(
+                0,
+                x,
+                format_args!("[..., {width}] of floats for {}", weight.path),
+            ));
+        }
+        Ok(vec![Type { dtype: promoted(0, x, weight.dtype())?, ..x.clone() }])
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {

@@ -1,6 +1,8 @@
 use zmlx_mlx::{Array, Result};
 
+use crate::infer::{InferContext, ShapeError, inputs};
 use crate::op::{Attribute, Context, Op};
+use crate::shape::{Dim, Shape, Type};
 
 /// `[batch, length, heads * d]` to `[batch, length, heads, d]`.
 #[derive(Debug)]
@@ -18,6 +20,15 @@ impl Op for SplitHeads {
         vec![("heads", Attribute::Int(self.heads.into()))]
     }
 
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        let error = || ShapeError::input(0, x, format_args!("[batch, length, n * {}]", self.heads));
+        let [batch, length, width] = x.shape.0.as_slice() else { return Err(error()) };
+        let head = width.divided(self.heads.into()).filter(|_| self.heads > 0).ok_or_else(error)?;
+        let dims = [batch.clone(), length.clone(), self.heads.into(), head];
+        Ok(vec![Type::new(dims, x.dtype)])
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         let x = inputs[0];
         Ok(vec![x.reshape(&[x.dim(0)?, x.dim(1)?, self.heads, -1])?])
@@ -31,6 +42,15 @@ pub struct MergeHeads;
 impl Op for MergeHeads {
     fn name(&self) -> &'static str {
         "merge_heads"
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        let [batch, heads, length, width] = x.shape.0.as_slice() else {
+            return Err(ShapeError::input(0, x, "[batch, heads, length, head_dim]"));
+        };
+        let dims = [batch.clone(), length.clone(), heads.clone() * width.clone()];
+        Ok(vec![Type::new(dims, x.dtype)])
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -50,6 +70,18 @@ impl Op for Transpose {
 
     fn attributes(&self) -> Vec<(&'static str, Attribute)> {
         vec![("axes", Attribute::Text(format!("{:?}", self.0)))]
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        let axes: Option<Vec<usize>> = self.0.iter().map(|&a| x.shape.axis(a)).collect();
+        let error = || ShapeError::input(0, x, format_args!("as many axes as {:?}, each once", self.0));
+        let axes = axes.filter(|a| a.len() == x.shape.rank()).ok_or_else(error)?;
+        if (0..axes.len()).any(|axis| !axes.contains(&axis)) {
+            return Err(error());
+        }
+        let dims = axes.into_iter().map(|a| x.shape.0[a].clone()).collect();
+        Ok(vec![Type { shape: Shape(dims), dtype: x.dtype }])
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -77,6 +109,14 @@ impl Op for Split {
         self.parts.max(0) as usize
     }
 
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        let error = || ShapeError::input(0, x, format_args!("[..., n * {}]", self.parts));
+        let part = x.shape.last().and_then(|d| d.divided(self.parts.into())).filter(|_| self.parts > 0);
+        let shape = x.shape.with_last(part.ok_or_else(error)?);
+        Ok(vec![Type { shape, dtype: x.dtype }; self.outputs()])
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         inputs[0].split(self.parts, -1)
     }
@@ -89,6 +129,13 @@ pub struct ExpandLast;
 impl Op for ExpandLast {
     fn name(&self) -> &'static str {
         "expand_last"
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        let mut shape = x.shape.clone();
+        shape.0.push(Dim::from(1));
+        Ok(vec![Type { shape, dtype: x.dtype }])
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -112,6 +159,19 @@ impl Op for Sum {
 
     fn attributes(&self) -> Vec<(&'static str, Attribute)> {
         vec![("axis", Attribute::Int(self.axis.into()))]
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        let error = || ShapeError::input(0, x, format_args!("an array with axis {}", self.axis));
+        let axis = x.shape.axis(self.axis).ok_or_else(error)?;
+        let mut shape = x.shape.clone();
+        if self.keepdims {
+            shape.0[axis] = Dim::from(1);
+        } else {
+            shape.0.remove(axis);
+        }
+        Ok(vec![Type { shape, dtype: x.dtype }])
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {

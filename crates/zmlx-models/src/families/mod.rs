@@ -1,7 +1,7 @@
 //! Model families: from a configuration to a stock graph.
 
 use zmlx_graph::weights::Format;
-use zmlx_graph::{Builder, Graph};
+use zmlx_graph::{Builder, Dim, Graph, GraphError, Shape};
 
 use crate::config::ModelConfig;
 use crate::error::LoadError;
@@ -77,7 +77,50 @@ pub(crate) fn build(config: &ModelConfig, mut tensors: Tensors) -> Result<Built,
     if let Some(error) = failure.take() {
         return Err(error);
     }
-    graph.check()?;
+    check_types(&graph, &outline)?;
     tensors.check(&graph)?;
     Ok(Built { family: name, graph, outline, tensors })
+}
+
+/// A family that writes a graph whose shapes do not fit is found out before any weight is read.
+fn check_types(graph: &Graph, outline: &Outline) -> Result<(), GraphError> {
+    let types = graph.infer()?;
+    let logits = Shape::from([Dim::batch(), Dim::length(), outline.vocab_size.into()]);
+    match types.get(graph.output) {
+        Some(found) if found.shape == logits => Ok(()),
+        found => {
+            let found = found.map_or_else(|| "nothing".to_owned(), ToString::to_string);
+            Err(GraphError::Malformed(format!("the output is {found}, expected logits {logits}")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_graph_that_gives_no_logits_is_an_error() {
+        let dense = |_: &str, _: i32| Format::Dense;
+        let checked = |vocab_size: i32, head: i32| {
+            let mut b = Builder::new(&dense);
+            let ids = b.tokens();
+            let x = b.embedding("embed", ids, 64, 8);
+            let output = b.linear("head", x, 64, head);
+            let outline = Outline {
+                output,
+                layers: Vec::new(),
+                hidden_size: 8,
+                vocab_size,
+                context_length: None,
+                experts: None,
+            };
+            check_types(&b.finish(output), &outline).map_err(|e| e.to_string())
+        };
+        assert_eq!(checked(64, 8), Ok(()));
+        let error = checked(65, 8).unwrap_err();
+        assert!(error.contains("is [B, L, 64] activation, expected logits [B, L, 65]"), "{error}");
+        let error = checked(64, 9).unwrap_err();
+        assert!(error.contains("head: linear: input 0 is [B, L, 8]"), "{error}");
+    }
 }

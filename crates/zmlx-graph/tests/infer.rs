@@ -1,0 +1,253 @@
+//! Inferred types against what MLX gives, and the words for graphs whose shapes do not fit.
+
+use std::sync::Arc;
+
+use zmlx_graph::ops::*;
+use zmlx_graph::state::SlotKind;
+use zmlx_graph::weights::{Format, Quantization, TensorSpec};
+use zmlx_graph::{Builder, Executor, Graph, GraphError, Sizes, Value};
+use zmlx_mlx::{Array, Dtype, Result};
+
+const HEADS: i32 = 4;
+const KV_HEADS: i32 = 2;
+const HEAD: i32 = 8;
+const WIDTH: i32 = 32;
+
+fn quantized(path: &str, _: i32) -> Format {
+    if path.ends_with("down") {
+        return Format::Dense;
+    }
+    Format::Quantized(Quantization { group_size: 32, bits: 4, mode: "affine".to_owned() })
+}
+
+/// One of each op, in the ways that models put them together.
+fn everything() -> (Graph, usize) {
+    let mut b = Builder::new(&quantized);
+    let ids = b.tokens();
+    let x = b.embedding("embed", ids, 64, WIDTH);
+    let x = b.rms_norm("norm", x, WIDTH, 1e-5);
+    let heads_first = || Transpose(vec![0, 2, 1, 3]);
+    let rope = || Rope { dims: HEAD, base: 1e4, traditional: false, scale: 1.0 };
+    let q = b.linear("q", x, HEADS * HEAD, WIDTH);
+    let q = b.node("q", SplitHeads { heads: HEADS }, &[q]);
+    let q = b.node("q", heads_first(), &[q]);
+    let q = b.node("q", rope(), &[q]);
+    let kv = b.linear_bias("kv", x, 2 * KV_HEADS * HEAD, WIDTH);
+    let [k, v] = b.node_n("kv", Split { parts: 2 }, &[kv]);
+    let k = b.node("k", SplitHeads { heads: KV_HEADS }, &[k]);
+    let k = b.node("k", heads_first(), &[k]);
+    let k = b.node("k", rope(), &[k]);
+    let v = b.node("v", SplitHeads { heads: KV_HEADS }, &[v]);
+    let v = b.node("v", heads_first(), &[v]);
+    let slot = b.slot("attention", SlotKind::KvCache);
+    let [k, v] = b.node_n("attention", KvAppend { slot }, &[k, v]);
+    let y = b.node("attention", Attention { scale: 0.3 }, &[q, k, v]);
+    let y = b.node("attention", MergeHeads, &[y]);
+    let x = b.add("add", x, y);
+    let keep = 2;
+    let slot = b.slot("conv", SlotKind::ConvState { keep });
+    let y = b.node("conv", ConvStep { slot, keep }, &[x]);
+    let (weight, bias) = (b.tensor("conv", &[WIDTH, 3, 1]), b.bias("conv", WIDTH));
+    let y = b.node("conv", DepthwiseConv1d { weight, bias: Some(bias) }, &[y]);
+    let x = b.multiply("gate", x, y);
+    let x = experts(&mut b, x);
+    let out = b.linear("embed", x, 64, WIDTH);
+    let last = out.to_string()[1..].parse().unwrap();
+    (b.finish(out), last)
+}
+
+fn experts(b: &mut Builder<'_>, x: Value) -> Value {
+    let (path, experts, hidden) = ("moe", 6, 64);
+    let logits = b.linear("router", x, experts, WIDTH);
+    let scores = b.node(path, Sigmoid, &[logits]);
+    let wide = b.node(path, Cast(Some(Dtype::Float32)), &[scores]);
+    let weight = b.bare_f32("moe.bias", &[experts]);
+    let ranked = b.node(path, AddWeight { weight }, &[wide]);
+    let indices = b.node(path, TopKIndices { k: 3 }, &[ranked]);
+    let weights = b.node(path, TakeAlongLast, &[scores, indices]);
+    let total = b.node(path, Sum { axis: -1, keepdims: true }, &[weights]);
+    let total = b.node(path, AddScalar(1e-6), &[total]);
+    let weights = b.node(path, Binary::Divide, &[weights, total]);
+    let weights = b.node(path, MultiplyScalar(1.5), &[weights]);
+    let weights = b.node(path, Cast(None), &[weights, x]);
+    let [rows, expert, order] = b.node_n(path, ExpertSort, &[x, indices]);
+    let linear = |b: &mut Builder<'_>, name: &str, rows, out, input| {
+        let weight = b.matrix(name, &[experts, out, input]);
+        b.node(name, ExpertLinear { weight }, &[rows, expert])
+    };
+    let up = linear(b, "moe.up", rows, hidden, WIDTH);
+    let gate = linear(b, "moe.gate", rows, hidden, WIDTH);
+    let y = b.node(path, SwiGlu, &[gate, up]);
+    let y = linear(b, "moe.down", y, WIDTH, hidden);
+    let y = b.node(path, ExpertUnsort, &[y, order, indices]);
+    let weights = b.node(path, ExpandLast, &[weights]);
+    let y = b.multiply(path, y, weights);
+    b.node(path, Sum { axis: -2, keepdims: false }, &[y])
+}
+
+/// Small numbers of the right shape: what they are does not matter here.
+fn tensor(spec: &TensorSpec) -> Option<Array> {
+    let n: i32 = spec.shape.iter().product();
+    let made = if spec.float {
+        Array::from_vec((0..n).map(|i| (i % 7) as f32 * 0.1).collect(), &spec.shape)
+    } else {
+        Array::from_vec((0..n).map(|i| (i as u32).wrapping_mul(2_654_435_761)).collect(), &spec.shape)
+    };
+    made.ok()
+}
+
+#[test]
+fn every_value_has_the_shape_and_dtype_that_was_inferred() -> Result<()> {
+    let (whole, nodes) = everything();
+    let types = whole.infer().unwrap();
+    // Few expert rows: the sorted form of a long call has another shape, which is documented.
+    for (batch, lengths) in [(1, [1, 2, 5]), (2, [3, 1, 1])] {
+        for node in 0..=nodes {
+            for output in 0..types.node(node).len() {
+                let mut graph = whole.clone();
+                // As a reader sees it: `%node` or `%node.output`.
+                graph.output = whole.values().find(|v| v.place() == (node, output)).unwrap();
+                let executor = Executor::new(Arc::new(graph), tensor).unwrap();
+                let mut state = executor.graph().new_state();
+                for length in lengths {
+                    let position = state.position().into();
+                    let ids = Array::from_vec(vec![3u32; (batch * length) as usize], &[batch, length])?;
+                    let found = executor.run(&ids, &mut state).unwrap();
+                    let inferred = &types.node(node)[output];
+                    let sizes = Sizes { batch: batch.into(), length: length.into(), position };
+                    let shape: Vec<i64> = inferred.shape.0.iter().map(|d| d.at(sizes)).collect();
+                    let expected = (shape, inferred.dtype.resolve(Dtype::Float32));
+                    let found = (found.shape().iter().map(|&d| d.into()).collect(), found.dtype());
+                    let node = &whole.nodes[node];
+                    assert_eq!(found, expected, "{} at {}: {inferred}", node.op.name(), node.path);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn shapes_are_symbolic_and_the_state_has_them_too() {
+    let (graph, _) = everything();
+    let types = graph.infer().unwrap();
+    let of = |name: &str| {
+        let node = graph.nodes.iter().position(|n| n.op.name() == name).unwrap();
+        types.node(node).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    let cases = [
+        ("tokens", "[B, L] uint32"),
+        ("attention", "[B, 4, L, 8] activation"),
+        ("kv_append", "[B, 2, S, 8] activation [B, 2, S, 8] activation"),
+        ("conv_step", "[B, L+2, 32] activation"),
+        ("depthwise_conv1d", "[B, L, 32] activation"),
+        ("add_weight", "[B, L, 6] float32"),
+        ("top_k_indices", "[B, L, 3] uint32"),
+        ("expert_linear", "[B, L, 3, 1, 64] activation"),
+        ("expert_unsort", "[B, L, 3, 32] activation"),
+    ];
+    for (name, expected) in cases {
+        assert_eq!(of(name), expected, "{name}");
+    }
+    let slots: Vec<String> = graph.slot_ids().map(|id| types.slot(id)[0].to_string()).collect();
+    assert_eq!(slots, ["[B, 2, S, 8] activation", "[B, 2, 32] activation"]);
+}
+
+/// Writes one wrong node after an embedding of `[B, L, 32]`, and gives the message.
+fn message(write: impl FnOnce(&mut Builder<'_>, Value) -> Value) -> String {
+    let dense = |_: &str, _: i32| Format::Dense;
+    let mut b = Builder::new(&dense);
+    let ids = b.tokens();
+    let x = b.embedding("embed", ids, 64, WIDTH);
+    let out = write(&mut b, x);
+    let error = b.finish(out).infer().unwrap_err();
+    assert!(matches!(error, GraphError::Shape { .. }), "{error}");
+    error.to_string()
+}
+
+#[test]
+fn what_does_not_fit_is_said_with_place_found_and_expected() {
+    type Write = fn(&mut Builder<'_>, Value) -> Value;
+    let cases: &[(Write, &[&str])] = &[
+        (
+            |b, x| b.linear("mlp.up", x, 8, 31),
+            &["%2 at mlp.up: linear: input 0 is [B, L, 32] activation, expected [..., 31]", "mlp.up"],
+        ),
+        (|b, x| b.rms_norm("norm", x, 16, 1e-5), &["rms_norm", "[..., 16]", "[B, L, 32]"]),
+        (|b, x| b.node("a", SplitHeads { heads: 5 }, &[x]), &["split_heads", "n * 5"]),
+        (|b, x| b.node("a", SplitHeads { heads: 0 }, &[x]), &["split_heads", "n * 0"]),
+        (|b, x| b.node("a", Split { parts: 3 }, &[x]), &["split", "n * 3"]),
+        (|b, x| b.node("a", Transpose(vec![0, 1]), &[x]), &["transpose", "[0, 1]"]),
+        (|b, x| b.node("a", Transpose(vec![0, 0, 2]), &[x]), &["transpose", "each once"]),
+        (|b, x| b.node("a", Sum { axis: 3, keepdims: true }, &[x]), &["sum", "axis 3"]),
+        (|b, x| b.node("a", TopKIndices { k: 33 }, &[x]), &["top_k_indices", "33 or more"]),
+        (|b, x| b.node("a", Binary::Add, &[x]), &["add: takes 2 inputs, not 1"]),
+        (|b, x| b.node("a", Cast(None), &[x]), &["cast: takes 2 inputs, not 1"]),
+        (
+            |b, x| {
+                let half = b.linear("half", x, 16, WIDTH);
+                b.add("sum", x, half)
+            },
+            &["%3 at sum: add: input 1 is [B, L, 16]", "broadcasts with [B, L, 32]"],
+        ),
+        (|b, x| b.embedding("again", x, 4, 4), &["embedding", "integers"]),
+        (
+            |b, x| {
+                let x = b.node("a", SplitHeads { heads: 4 }, &[x]);
+                b.node("a", Rope { dims: 8, base: 1e4, traditional: false, scale: 1.0 }, &[x])
+            },
+            &["rope: input 0 is [B, L, 4, 8]", "[batch, heads, L, 8 or more]"],
+        ),
+        (
+            |b, x| {
+                let slot = b.slot("layer", SlotKind::ConvState { keep: 2 });
+                let x = b.node("a", SplitHeads { heads: 4 }, &[x]);
+                let x = b.node("a", Transpose(vec![0, 2, 1, 3]), &[x]);
+                b.node("layer", KvAppend { slot }, &[x, x])
+            },
+            &["slot layer holds the last 2 inputs of a convolution, expected keys and values"],
+        ),
+        (
+            |b, x| {
+                let slot = b.slot("layer", SlotKind::ConvState { keep: 2 });
+                let half = b.linear("half", x, 16, WIDTH);
+                b.node("layer", ConvStep { slot, keep: 2 }, &[half]);
+                b.node("other", ConvStep { slot, keep: 2 }, &[x])
+            },
+            &["other: conv_step: slot layer holds [B, 2, 32]", "expected [B, 2, 16]"],
+        ),
+        (
+            |b, x| {
+                let weight = b.tensor("w", &[WIDTH, 3]);
+                b.node("conv", DepthwiseConv1d { weight, bias: None }, &[x])
+            },
+            &["conv: depthwise_conv1d: weight w is [32, 3], expected [channels, kernel, 1]"],
+        ),
+        (
+            |b, x| {
+                let x = b.node("a", SplitHeads { heads: 4 }, &[x]);
+                let q = b.node("a", Transpose(vec![0, 2, 1, 3]), &[x]);
+                let k = b.node("a", Split { parts: 2 }, &[q]);
+                b.node("a", Attention { scale: 1.0 }, &[q, k, k])
+            },
+            &["attention: input 1 is [B, 4, L, 4]", "[B, kv_heads, S, 8]"],
+        ),
+        (
+            |b, x| {
+                let indices = b.node("a", TopKIndices { k: 2 }, &[x]);
+                let weight = b.matrix("w", &[32, 8, 16]);
+                b.node("w", ExpertLinear { weight }, &[x, indices])
+            },
+            &["w: expert_linear: input 0 is [B, L, 32]", "rows [..., 1, 16]"],
+        ),
+        (|b, x| b.node("a", ExpertUnsort, &[x, x, x]), &["expert_unsort", "one for each index"]),
+        (|b, x| b.node("a", ExpertSort, &[x, x]), &["expert_sort: input 1", "[B, L, k] of integers"]),
+        (|b, x| b.node("a", TakeAlongLast, &[x, x]), &["take_along_last: input 1", "integers"]),
+    ];
+    for (write, words) in cases {
+        let text = message(*write);
+        for word in *words {
+            assert!(text.contains(word), "no '{word}' in: {text}");
+        }
+    }
+}
