@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// List, show, time and tune the kernels of the catalogue
     Kernels(KernelsArgs),
+    /// Tools for measuring: models with random weights
+    Lab(LabArgs),
     /// Print a shell completion script
     Completions(CompletionsArgs),
     /// Print the man page, or write the pages of all commands into a folder
@@ -313,6 +315,44 @@ pub(crate) struct TuneArgs {
     /// Where to compute; auto takes a GPU when there is one
     #[arg(long, value_name = "DEVICE", value_enum, default_value_t = Device::Auto)]
     pub(crate) device: Device,
+}
+
+/// Arguments of `zmlx lab`.
+#[derive(Debug, Args)]
+pub(crate) struct LabArgs {
+    /// The tool
+    #[command(subcommand)]
+    pub(crate) command: LabCommand,
+}
+
+/// The commands of `zmlx lab`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LabCommand {
+    /// Write a model folder with random weights at the shapes of a published model, to measure speed with
+    RandomModel(RandomModelArgs),
+}
+
+/// Arguments of `zmlx lab random-model`.
+#[derive(Debug, Args)]
+pub(crate) struct RandomModelArgs {
+    /// Whose shapes: see --list
+    #[arg(value_name = "NAME", required_unless_present = "list")]
+    pub(crate) name: Option<String>,
+    /// Folder to write; it must not be there yet
+    #[arg(long, value_name = "DIR", required_unless_present = "list")]
+    pub(crate) out: Option<PathBuf>,
+    /// Bits of a weight: 2, 3, 4, 5, 6 or 8 [default: 4]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) bits: Option<String>,
+    /// Weights that share a scale: 32, 64 or 128 [default: 64]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) group_size: Option<String>,
+    /// Seed of the values; the same one gives the same bytes [default: 0]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) seed: Option<String>,
+    /// List the names instead
+    #[arg(long, conflicts_with_all = ["name", "out", "bits", "group_size", "seed"])]
+    pub(crate) list: bool,
 }
 
 /// Arguments of `zmlx completions`.

@@ -245,7 +245,7 @@ fn generate_options(args: SamplingArgs, max_tokens: usize) -> Result<GenerateOpt
 }
 
 /// Reads a number that must satisfy `fits`; `allowed` says in words what that is.
-fn number<T: FromStr + Copy>(
+pub(crate) fn number<T: FromStr + Copy>(
     flag: &str,
     text: Option<&str>,
     allowed: &str,

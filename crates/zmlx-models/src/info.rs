@@ -113,7 +113,7 @@ pub(crate) fn describe(built: &Built, checkpoint: &Checkpoint) -> ModelInfo {
         })
         .collect();
     ModelInfo {
-        family: built.family.to_owned(),
+        family: built.family.clone(),
         layers: outline.layers.clone(),
         hidden_size: outline.hidden_size as usize,
         vocab_size: outline.vocab_size as usize,

@@ -29,6 +29,7 @@ pub mod hub;
 mod info;
 mod load;
 mod options;
+pub mod random;
 mod sampling;
 pub mod stop;
 mod tensors;

@@ -7,6 +7,7 @@ mod doctor;
 mod generate;
 mod info;
 mod kernels;
+mod lab;
 mod man;
 
 use crate::args::Command;
@@ -22,6 +23,7 @@ pub(crate) fn run(command: Command, console: &Console) -> Result<(), Failure> {
         Command::Demo(args) => demo::run(args, console),
         Command::Doctor(args) => doctor::run(&args, console),
         Command::Kernels(args) => kernels::run(&args, console),
+        Command::Lab(args) => lab::run(&args, console),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

@@ -18,7 +18,8 @@ use crate::error::LoadError;
 use crate::info::LayerInfo;
 use crate::tensors::Tensors;
 
-pub(super) const FAMILY: Family = Family { model_types: &["lfm2_moe"], sanitize, build };
+pub(super) const FAMILY: Family =
+    Family { model_types: &["lfm2_moe"], sanitize, build, routers: &["feed_forward.gate"] };
 
 /// Graphs are built before weights are looked at, so a wild number must not build a wild graph.
 const MOST_LAYERS: i32 = 1024;

@@ -1,5 +1,6 @@
 //! Model families: from a configuration to a stock graph.
 
+use zmlx_graph::builder::FormatOf;
 use zmlx_graph::weights::Format;
 use zmlx_graph::{Builder, Dim, Graph, GraphError, Shape};
 
@@ -18,6 +19,8 @@ pub struct Family {
     pub sanitize: fn(&ModelConfig, &mut Tensors) -> Result<(), LoadError>,
     /// Writes the graph, which repeats mlx-lm's order of ops exactly.
     pub build: fn(&ModelConfig, &mut Builder<'_>) -> Result<Outline, LoadError>,
+    /// Ends of the paths of routers, which mlx-lm's converter stores in 8 bits.
+    pub routers: &'static [&'static str],
 }
 
 /// The families, one a line.
@@ -42,7 +45,7 @@ pub struct Outline {
 
 /// A graph with its outline.
 pub(crate) struct Built {
-    pub(crate) family: &'static str,
+    pub(crate) family: String,
     pub(crate) graph: Graph,
     pub(crate) outline: Outline,
     pub(crate) tensors: Tensors,
@@ -53,14 +56,29 @@ pub fn known() -> Vec<&'static str> {
     FAMILIES.iter().flat_map(|f| f.model_types.iter().copied()).collect()
 }
 
+/// The family that a configuration names.
+pub(crate) fn find(config: &ModelConfig) -> Result<&'static Family, LoadError> {
+    let model_type = config.model_type();
+    FAMILIES
+        .iter()
+        .find(|f| f.model_types.contains(&model_type))
+        .ok_or_else(|| LoadError::UnknownFamily { found: model_type.to_owned(), known: known().join(", ") })
+}
+
+/// The graph that a configuration asks for, with matrices stored as `format_of` says.
+pub(crate) fn draw(
+    family: &Family,
+    config: &ModelConfig,
+    format_of: &FormatOf<'_>,
+) -> Result<(Graph, Outline), LoadError> {
+    let mut builder = Builder::new(format_of);
+    let outline = (family.build)(config, &mut builder)?;
+    Ok((builder.finish(outline.output), outline))
+}
+
 /// Builds and checks the graph that a configuration and the tensors of its checkpoint ask for.
 pub(crate) fn build(config: &ModelConfig, mut tensors: Tensors) -> Result<Built, LoadError> {
-    let model_type = config.model_type();
-    let found =
-        FAMILIES.iter().find_map(|f| f.model_types.iter().find(|t| **t == model_type).map(|name| (f, *name)));
-    let Some((family, name)) = found else {
-        return Err(LoadError::UnknownFamily { found: model_type.to_owned(), known: known().join(", ") });
-    };
+    let family = find(config)?;
     (family.sanitize)(config, &mut tensors)?;
     // The builder asks for formats one by one; the first that is wrong is reported once it is done.
     let failure = std::cell::RefCell::new(None);
@@ -71,15 +89,13 @@ pub(crate) fn build(config: &ModelConfig, mut tensors: Tensors) -> Result<Built,
             Format::Dense
         }
     };
-    let mut builder = Builder::new(&format_of);
-    let outline = (family.build)(config, &mut builder)?;
-    let graph = builder.finish(outline.output);
+    let (graph, outline) = draw(family, config, &format_of)?;
     if let Some(error) = failure.take() {
         return Err(error);
     }
     check_types(&graph, &outline)?;
     tensors.check(&graph)?;
-    Ok(Built { family: name, graph, outline, tensors })
+    Ok(Built { family: config.model_type().to_owned(), graph, outline, tensors })
 }
 
 /// A family that writes a graph whose shapes do not fit is found out before any weight is read.

@@ -1,0 +1,72 @@
+//! `zmlx lab`: tools for measuring.
+
+use std::fmt::Write;
+use std::time::Instant;
+
+use zmlx_models::Flow;
+use zmlx_models::random::{MODELS, RandomError, RandomOptions, write_random_model};
+
+use crate::args::{LabArgs, LabCommand, RandomModelArgs};
+use crate::failure::Failure;
+use crate::interrupt::{Interrupt, SecondPress};
+use crate::output::{self, Console, Unit, bytes, count};
+use crate::request::number;
+
+/// Runs the tool that was typed.
+pub(crate) fn run(args: &LabArgs, console: &Console) -> Result<(), Failure> {
+    match &args.command {
+        LabCommand::RandomModel(args) => random_model(args, console),
+    }
+}
+
+fn random_model(args: &RandomModelArgs, console: &Console) -> Result<(), Failure> {
+    let (Some(name), Some(out)) = (&args.name, &args.out) else {
+        let mut text = String::new();
+        for model in MODELS {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{:<14} {}", model.name, model.about);
+        }
+        return output::write_stdout(text.as_bytes());
+    };
+    let options = random_options(args)?;
+    let interrupt = Interrupt::install(SecondPress::Exits)?;
+    let guard = interrupt.during_reply();
+    let started = Instant::now();
+    let mut bar = None;
+    let written = write_random_model(name, out, &options, &mut |done, total| {
+        bar.get_or_insert_with(|| console.bar("writing", Unit::Bytes, total)).set_position(done);
+        if guard.stop_requested() { Flow::Stop } else { Flow::Continue }
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    let model = written.map_err(|error| match error {
+        RandomError::Stopped => Failure::Interrupted,
+        RandomError::UnknownModel { .. } | RandomError::Option { .. } | RandomError::AlreadyThere { .. } => {
+            Failure::bad_input(error)
+        }
+        error => Failure::runtime(error),
+    })?;
+    console.note(&format!(
+        "{} parameters, {} in {} file(s), {:.1} s; it has no tokenizer: use --prompt-ids",
+        count(model.parameters),
+        bytes(model.bytes),
+        model.shards.len(),
+        started.elapsed().as_secs_f64()
+    ));
+    output::write_stdout(format!("{}\n", model.dir.display()).as_bytes())
+}
+
+fn random_options(args: &RandomModelArgs) -> Result<RandomOptions, Failure> {
+    let default = RandomOptions::default();
+    let bits = number("--bits", args.bits.as_deref(), "2, 3, 4, 5, 6 or 8", |b: i32| matches!(b, 2..=6 | 8))?;
+    let group = |g: i32| matches!(g, 32 | 64 | 128);
+    let group_size = number("--group-size", args.group_size.as_deref(), "32, 64 or 128", group)?;
+    let any = "a whole number from 0 to 18446744073709551615";
+    let seed = number("--seed", args.seed.as_deref(), any, |_| true)?;
+    Ok(RandomOptions {
+        bits: bits.unwrap_or(default.bits),
+        group_size: group_size.unwrap_or(default.group_size),
+        seed: seed.unwrap_or(default.seed),
+    })
+}

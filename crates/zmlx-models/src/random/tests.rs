@@ -1,0 +1,187 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value as Json, json};
+use zmlx_mlx::{Array, Dtype, io, ops};
+
+use super::*;
+use crate::{GenerateOptions, LoadOptions, Model, Session, inspect};
+
+/// The shapes of an entry, few layers and small.
+fn small(name: &str) -> Json {
+    let mut config = (MODELS.iter().find(|m| m.name == name).unwrap().config)();
+    for (key, value) in [("vocab_size", 512), ("num_hidden_layers", 3), ("moe_intermediate_size", 64)] {
+        if config.get(key).is_some() {
+            config[key] = json!(value);
+        }
+    }
+    if let Some(types) = config.get_mut("layer_types").and_then(Json::as_array_mut) {
+        types.truncate(3);
+    }
+    config
+}
+
+fn write(name: &str, dir: &Path, options: &RandomOptions) -> RandomModel {
+    write_model(&small(name), dir, options, &mut |_, _| Flow::Continue).unwrap()
+}
+
+fn read(dir: &Path) -> BTreeMap<String, Array> {
+    io::load_safetensors(dir.join("model.safetensors")).unwrap().into_iter().collect()
+}
+
+#[test]
+fn every_model_loads_and_runs() {
+    for model in MODELS {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("model");
+        let written = write(model.name, &dir, &RandomOptions::default());
+        let info = inspect(&dir).unwrap();
+        assert_eq!(info.parameters_total, written.parameters, "{}", model.name);
+        assert_eq!(info.file_bytes, written.bytes, "{}", model.name);
+        let loaded = Model::load(&dir, &LoadOptions::default(), &mut |_| {}).unwrap();
+        let options = GenerateOptions { max_tokens: 3, ignore_eos: true, ..GenerateOptions::default() };
+        let done = Session::new(&loaded).generate(&[1, 17, 5], &options, &mut |_| Flow::Continue).unwrap();
+        assert_eq!(done.tokens.len(), 3, "{}", model.name);
+    }
+}
+
+#[test]
+fn published_sizes() {
+    // Parameters and bytes at 4 bits in groups of 64, counted by hand from the configurations: packed matrices take 4.5
+    // bits a parameter, routers 8.5, norms and kernels 16, expert biases 32.
+    let size = |name: &str| {
+        let model = MODELS.iter().find(|m| m.name == name).unwrap();
+        let (_, graph) = plan(&(model.config)(), &RandomOptions::default()).unwrap();
+        let bytes = graph.weights.iter().flat_map(pool::tensors).map(|t| t.bytes).sum();
+        (graph.weights.iter().map(|w| w.parameters()).sum(), bytes)
+    };
+    for (name, expected) in PUBLISHED {
+        assert_eq!(size(name), expected, "{name}");
+    }
+}
+
+const PUBLISHED: [(&str, (u64, u64)); 1] = [("lfm2_8b", lfm2_8b())];
+
+const fn lfm2_8b() -> (u64, u64) {
+    let (h, v) = (2048, 65536);
+    let (attention, conv) = (6 * (2 * h * 2048 + 2 * h * 512), 18 * (3 * h * h + h * h));
+    let matrices = v * h + attention + conv + 2 * 3 * h * 7168 + 22 * 32 * 3 * h * 1792;
+    let (router, bias) = (22 * 32 * h, 22 * 32);
+    let floats = 6 * 2 * 64 + 18 * 3 * h + 24 * 2 * h + h;
+    (matrices + router + bias + floats, matrices * 9 / 16 + router * 17 / 16 + bias * 4 + floats * 2)
+}
+
+#[test]
+fn weights_have_the_stated_spread() {
+    for (bits, group_size) in [(2, 32), (3, 64), (4, 64), (5, 64), (6, 128), (8, 64)] {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("model");
+        write("lfm2_8b", &dir, &RandomOptions { bits, group_size, seed: 7 });
+        let arrays = read(&dir);
+        let get = |name: &str| &arrays[name];
+        let path = "model.layers.0.conv.in_proj";
+        let (packed, scales, biases) =
+            (get(&format!("{path}.weight")), get(&format!("{path}.scales")), get(&format!("{path}.biases")));
+        let dense = ops::dequantize(
+            packed,
+            scales,
+            Some(biases),
+            Some(group_size),
+            Some(bits),
+            "affine",
+            None,
+            Some(Dtype::Float32),
+        );
+        let values = dense.unwrap().to_vec::<f32>().unwrap();
+        let n = values.len() as f64;
+        let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+        let std = (values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n).sqrt();
+        assert!(mean.abs() < 1e-4 && (std - 0.02).abs() < 5e-4, "{bits} bits: mean {mean}, deviation {std}");
+    }
+}
+
+#[test]
+fn routers_get_eight_bits_and_floats_their_values() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("model");
+    write("lfm2_8b", &dir, &RandomOptions::default());
+    let config: Json = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+    let section = &config["quantization"];
+    assert_eq!(section["model.layers.2.feed_forward.gate"], json!({ "bits": 8, "group_size": 64 }));
+    assert_eq!(
+        (&section["bits"], &section["group_size"], &section["mode"]),
+        (&json!(4), &json!(64), &json!("affine"))
+    );
+    assert_eq!(section, &config["quantization_config"]);
+    assert_eq!(section.as_object().unwrap().len(), 4);
+    let arrays = read(&dir);
+    let floats = |name: &str| arrays[name].astype(Dtype::Float32).unwrap().to_vec::<f32>().unwrap();
+    assert_eq!(arrays["model.layers.2.feed_forward.gate.weight"].shape(), [32, 2048 / 4]);
+    assert!(floats("model.layers.1.ffn_norm.weight").iter().all(|&v| v == 1.0));
+    assert_eq!(arrays["model.layers.2.feed_forward.expert_bias"].dtype(), Dtype::Float32);
+    assert!(floats("model.layers.2.feed_forward.expert_bias").iter().all(|&v| v == 0.0));
+    assert!(floats("model.layers.0.conv.conv.weight").iter().any(|&v| v.abs() > 0.1));
+}
+
+#[test]
+fn the_seed_decides_every_byte() {
+    let parent = tempfile::tempdir().unwrap();
+    let bytes = |name: &str, seed: u64| {
+        let dir = parent.path().join(name);
+        write("lfm2_8b", &dir, &RandomOptions { seed, ..RandomOptions::default() });
+        std::fs::read(dir.join("model.safetensors")).unwrap()
+    };
+    let first = bytes("a", 1);
+    assert!(first == bytes("b", 1));
+    assert!(first != bytes("c", 2));
+    // The data begins where a mapped file is aligned.
+    let header = u64::from_le_bytes(first[..8].try_into().unwrap());
+    assert_eq!((header + 8) % 64, 0);
+}
+
+#[test]
+fn large_models_are_sharded() {
+    let tensor = |name: &str, rows: i32| {
+        pool::tensors(&zmlx_graph::weights::Weight {
+            path: name.to_owned(),
+            shape: vec![rows, 1 << 20],
+            format: Format::Dense,
+            bare: false,
+            keep_f32: false,
+            experts: None,
+            lookup: false,
+        })
+    };
+    // 2, 2, 2, 8 and 1 GiB.
+    let sizes = [("a", 1024), ("b", 1024), ("c", 1024), ("d", 4096), ("e", 512)];
+    let shards = safetensors::shards(sizes.iter().flat_map(|(n, rows)| tensor(n, *rows)).collect());
+    let sums: Vec<u64> = shards.iter().map(|s| s.bytes() >> 30).collect();
+    assert_eq!(sums, [4, 2, 8, 1]);
+    assert_eq!(shards[1].name, "model-00002-of-00004.safetensors");
+    let index = safetensors::index(&shards, 15 << 30, 1);
+    assert_eq!(index["weight_map"]["d.weight"], "model-00003-of-00004.safetensors");
+}
+
+#[test]
+fn what_cannot_be_written_leaves_nothing_behind() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("model");
+    let go = &mut |_, _| Flow::Continue;
+    let options = RandomOptions::default();
+    let case = |name: &str, options: RandomOptions, words: &str| {
+        let error = write_random_model(name, &dir, &options, &mut |_, _| Flow::Continue).unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    };
+    case("lfm3", options, "lfm2_8b");
+    case("lfm2_8b", RandomOptions { bits: 7, ..options }, "2, 3, 4, 5, 6 or 8");
+    case("lfm2_8b", RandomOptions { group_size: 16, ..options }, "32, 64 or 128");
+    let stopped = write_random_model("lfm2_8b", &dir, &options, &mut |_, _| Flow::Stop).unwrap_err();
+    assert!(matches!(stopped, RandomError::Stopped));
+    let error = check_room(parent.path(), 1 << 60).unwrap_err();
+    assert!(matches!(error, RandomError::NoRoom { .. }), "{error}");
+    assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+    std::fs::write(&dir, "a file").unwrap();
+    let there = write_model(&small("lfm2_8b"), &dir, &options, go).unwrap_err();
+    assert!(matches!(there, RandomError::AlreadyThere { .. }), "{there}");
+    assert_eq!(std::fs::read(&dir).unwrap(), b"a file");
+}
