@@ -95,6 +95,11 @@ impl ModelConfig {
         }
     }
 
+    /// A boolean, or `default`.
+    pub fn flag_or(&self, key: &str, default: bool) -> Result<bool, LoadError> {
+        if self.get(key).is_none() { Ok(default) } else { self.flag(key) }
+    }
+
     /// A required boolean.
     pub fn flag(&self, key: &str) -> Result<bool, LoadError> {
         let value = self.get(key).ok_or_else(|| missing(key))?;

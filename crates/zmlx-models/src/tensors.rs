@@ -57,6 +57,11 @@ impl Tensors {
         self.by_name = old.into_iter().map(|(n, t)| (new_name(&n).unwrap_or(n), t)).collect();
     }
 
+    /// Leaves out tensors that the graph has no use for.
+    pub fn remove(&mut self, unused: impl Fn(&str) -> bool) {
+        self.by_name.retain(|name, _| !unused(name));
+    }
+
     /// Permutes the axes of a tensor if `when` holds for its shape.
     pub fn transpose(&mut self, suffix: &str, axes: &[i32], when: impl Fn(&[i32]) -> bool) {
         for (_, tensor) in self.by_name.iter_mut().filter(|(name, _)| name.ends_with(suffix)) {

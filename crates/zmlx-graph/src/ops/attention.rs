@@ -1,4 +1,6 @@
-use zmlx_mlx::{Array, Error, Result, fast};
+use std::sync::OnceLock;
+
+use zmlx_mlx::{Array, Dtype, Error, Result, fast, ops};
 
 use crate::infer::{InferContext, ShapeError, inputs, promoted, wrong_slot};
 use crate::op::{Attribute, Context, Op};
@@ -47,6 +49,105 @@ impl Op for Rope {
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         let (base, offset) = (Some(self.base), context.position());
         Ok(vec![fast::rope(inputs[0], self.dims, self.traditional, base, self.scale, offset, None)?])
+    }
+}
+
+/// Frequencies of a rotary embedding that is not a plain power of its base, as wavelengths over 2 pi.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Frequencies {
+    /// Llama 3.1: long wavelengths are stretched by `factor`, those between the two limits by less.
+    Llama3 {
+        /// Base of the frequencies.
+        base: f64,
+        /// How much longer the context has become.
+        factor: f64,
+        /// `original_context` over this is the wavelength from which on all are stretched.
+        low_freq_factor: f64,
+        /// `original_context` over this is the wavelength up to which none is.
+        high_freq_factor: f64,
+        /// Positions that the model was first trained with.
+        original_context: f64,
+    },
+    /// A factor for each: `base^(2 i / dims) * factors[i]`.
+    Factors {
+        /// Base of the frequencies.
+        base: f64,
+        /// `dims / 2` of them.
+        factors: Vec<f32>,
+    },
+}
+
+impl Frequencies {
+    /// `dims / 2` numbers in float32, made by the ops that mlx-lm makes them with.
+    pub fn array(&self, dims: i32) -> Result<Array> {
+        let scalar = |v: f64| Array::scalar_as(v, Dtype::Float32);
+        let plain = |base: f64| {
+            let exponents =
+                ops::arange(0.0, dims.into(), 2.0, Dtype::Float32)?.divide(&scalar(dims.into())?)?;
+            scalar(base)?.power(&exponents)
+        };
+        match self {
+            Self::Factors { base, factors } => {
+                plain(*base)?.multiply(&Array::from_slice(factors, &[factors.len() as i32])?)
+            }
+            Self::Llama3 { base, factor, low_freq_factor: low, high_freq_factor: high, original_context } => {
+                let freqs = plain(*base)?;
+                let waves = freqs.multiply_scalar(2.0 * std::f64::consts::PI)?;
+                let long = waves.greater(&scalar(original_context / low)?)?;
+                let short_of_long = waves.less(&scalar(original_context / low)?)?;
+                let medium = waves.greater(&scalar(original_context / high)?)?.logical_and(&short_of_long)?;
+                let stretched = long.where_(&freqs.multiply_scalar(*factor)?, &freqs)?;
+                let smooth = scalar(*original_context)?.divide(&waves)?.subtract(&scalar(*low)?)?;
+                let smooth = smooth.divide(&scalar(high - low)?)?;
+                let rest = scalar(1.0)?.subtract(&smooth)?.divide(&scalar(*factor)?)?;
+                let smoothed = stretched.divide(&rest.add(&smooth)?)?;
+                medium.where_(&smoothed, &stretched)
+            }
+        }
+    }
+}
+
+/// [`Rope`] with frequencies of its own.
+#[derive(Debug)]
+pub struct RopeFrequencies {
+    /// Leading part of `head_dim` that is rotated.
+    pub dims: i32,
+    /// Neighbours instead of halves.
+    pub traditional: bool,
+    /// The frequencies.
+    pub frequencies: Frequencies,
+    /// Their array, once it was needed.
+    pub made: OnceLock<Array>,
+}
+
+impl Op for RopeFrequencies {
+    fn name(&self) -> &'static str {
+        "rope_frequencies"
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, Attribute)> {
+        let (kind, base) = match &self.frequencies {
+            Frequencies::Llama3 { base, .. } => ("llama3", *base),
+            Frequencies::Factors { base, .. } => ("factors", *base),
+        };
+        vec![
+            ("dims", Attribute::Int(self.dims.into())),
+            ("base", Attribute::Float(base)),
+            ("kind", Attribute::Text(kind.to_owned())),
+        ]
+    }
+
+    fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
+        let freqs = match self.made.get() {
+            Some(freqs) => freqs.clone(),
+            None => {
+                let freqs = self.frequencies.array(self.dims)?;
+                freqs.eval()?;
+                self.made.get_or_init(|| freqs).clone()
+            }
+        };
+        let offset = context.position();
+        Ok(vec![fast::rope(inputs[0], self.dims, self.traditional, None, 1.0, offset, Some(&freqs))?])
     }
 }
 

@@ -8,10 +8,10 @@ mod moe;
 mod norm;
 mod shape;
 
-pub use attention::{Attention, KvAppend, Rope};
+pub use attention::{Attention, Frequencies, KvAppend, Rope, RopeFrequencies};
 pub use conv::{ConvStep, DepthwiseConv1d};
 pub use elementwise::{AddScalar, Binary, Cast, MultiplyScalar, Sigmoid, SwiGlu};
 pub use linear::{Embedding, Linear, Tokens};
 pub use moe::{AddWeight, ExpertLinear, ExpertSort, ExpertUnsort, TakeAlongLast, TopKIndices};
-pub use norm::RmsNorm;
+pub use norm::{RmsNorm, Softmax};
 pub use shape::{ExpandLast, MergeHeads, Split, SplitHeads, Sum, Transpose};

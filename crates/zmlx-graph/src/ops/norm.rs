@@ -52,3 +52,20 @@ impl Op for RmsNorm {
         Ok(vec![fast::rms_norm(inputs[0], Some(&weight), self.eps)?])
     }
 }
+
+/// `e^x / sum(e^x)` over the last axis.
+#[derive(Debug)]
+pub struct Softmax {
+    /// Whether half-precision inputs are summed in float32.
+    pub precise: bool,
+}
+
+impl Op for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax"
+    }
+
+    fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
+        Ok(vec![inputs[0].softmax(&[-1], self.precise)?])
+    }
+}

@@ -4,14 +4,14 @@
 
 use serde_json::Value as Json;
 use zmlx_graph::ops::{
-    AddScalar, AddWeight, Attention, Binary, Cast, ConvStep, DepthwiseConv1d, ExpandLast, ExpertLinear,
-    ExpertSort, ExpertUnsort, KvAppend, MergeHeads, MultiplyScalar, Rope, Sigmoid, Split, SplitHeads, Sum,
-    SwiGlu, TakeAlongLast, TopKIndices, Transpose,
+    AddScalar, AddWeight, Attention, Binary, Cast, ConvStep, DepthwiseConv1d, ExpandLast, KvAppend,
+    MergeHeads, MultiplyScalar, Rope, Sigmoid, Split, SplitHeads, Sum, TakeAlongLast, TopKIndices, Transpose,
 };
 use zmlx_graph::state::SlotKind;
 use zmlx_graph::{Builder, Value};
 use zmlx_mlx::Dtype;
 
+use super::blocks::{Experts, Heads, head, layer_count, linear, mlp};
 use super::{Family, Outline};
 use crate::config::{ModelConfig, missing, positive, wrong};
 use crate::error::LoadError;
@@ -21,20 +21,13 @@ use crate::tensors::Tensors;
 pub(super) const FAMILY: Family =
     Family { model_types: &["lfm2_moe"], sanitize, build, routers: &["feed_forward.gate"] };
 
-/// Graphs are built before weights are looked at, so a wild number must not build a wild graph.
-const MOST_LAYERS: i32 = 1024;
-
 struct Config {
     vocab_size: i32,
     hidden_size: i32,
     intermediate_size: i32,
-    moe_intermediate_size: i32,
-    num_experts: i32,
-    num_experts_per_tok: i32,
+    experts: Experts,
     norm_topk_prob: bool,
-    heads: i32,
-    kv_heads: i32,
-    head_dim: i32,
+    heads: Heads,
     context_length: i32,
     use_expert_bias: bool,
     num_dense_layers: i32,
@@ -49,29 +42,9 @@ struct Config {
 
 impl Config {
     fn read(c: &ModelConfig) -> Result<Self, LoadError> {
-        let layers = c.size("num_hidden_layers")?;
-        if layers > MOST_LAYERS {
-            let message = format!("{layers} is more than the {MOST_LAYERS} that are supported");
-            return Err(LoadError::Config { key: "num_hidden_layers".to_owned(), message });
-        }
+        let layers = layer_count(c)?;
         let hidden_size = c.size("hidden_size")?;
-        let heads = c.size("num_attention_heads")?;
-        let kv_heads = c.size("num_key_value_heads")?;
-        if hidden_size % heads != 0 || heads % kv_heads != 0 {
-            let message = format!(
-                "{hidden_size} hidden, {heads} attention and {kv_heads} key/value heads must divide one another"
-            );
-            return Err(LoadError::Config { key: "num_attention_heads".to_owned(), message });
-        }
-        if (hidden_size / heads) % 2 != 0 {
-            let message = format!("rotary embedding needs an even head size, not {hidden_size} / {heads}");
-            return Err(LoadError::Config { key: "num_attention_heads".to_owned(), message });
-        }
-        let (num_experts, num_experts_per_tok) = (c.size("num_experts")?, c.size("num_experts_per_tok")?);
-        if num_experts_per_tok > num_experts {
-            let message = format!("{num_experts_per_tok} of {num_experts} experts");
-            return Err(LoadError::Config { key: "num_experts_per_tok".to_owned(), message });
-        }
+        let heads = Heads::read(c, hidden_size, c.size("num_key_value_heads")?, None)?;
         // The nested value wins over the flat one.
         let nested = c.get("rope_parameters").and_then(|p| p.get("rope_theta")).filter(|v| !v.is_null());
         let rope_theta = match nested {
@@ -82,13 +55,9 @@ impl Config {
             vocab_size: c.size("vocab_size")?,
             hidden_size,
             intermediate_size: c.size("intermediate_size")?,
-            moe_intermediate_size: c.size("moe_intermediate_size")?,
-            num_experts,
-            num_experts_per_tok,
+            experts: Experts::read(c, hidden_size)?,
             norm_topk_prob: c.flag("norm_topk_prob")?,
             heads,
-            kv_heads,
-            head_dim: hidden_size / heads,
             context_length: c.size("max_position_embeddings")?,
             use_expert_bias: c.flag("use_expert_bias")?,
             num_dense_layers: c.count("num_dense_layers")?,
@@ -137,14 +106,7 @@ fn sanitize(config: &ModelConfig, tensors: &mut Tensors) -> Result<(), LoadError
         Some(name.replace(&format!(".{old}"), &format!(".{new}")))
     });
     for layer in 0..c.attention.len() {
-        for projection in ["gate_proj", "up_proj", "down_proj"] {
-            let base = format!("model.layers.{layer}.feed_forward");
-            for part in ["weight", "scales", "biases"] {
-                let stacked = format!("{base}.switch_mlp.{projection}.{part}");
-                tensors
-                    .stack(&stacked, c.num_experts, |e| format!("{base}.experts.{e}.{projection}.{part}"))?;
-            }
-        }
+        c.experts.stack(tensors, &format!("model.layers.{layer}.feed_forward"))?;
     }
     Ok(())
 }
@@ -166,7 +128,11 @@ fn build(config: &ModelConfig, b: &mut Builder<'_>) -> Result<Outline, LoadError
         let x = b.rms_norm(&format!("{path}.ffn_norm"), h, c.hidden_size, c.norm_eps);
         let dense = (index as i32) < c.num_dense_layers;
         let feed_forward = format!("{path}.feed_forward");
-        let y = if dense { mlp(b, &c, &feed_forward, x) } else { experts(b, &c, &feed_forward, x) };
+        let y = if dense {
+            mlp(b, &feed_forward, x, c.hidden_size, c.intermediate_size, false)
+        } else {
+            experts(b, &c, &feed_forward, x)
+        };
         h = b.add(&path, h, y);
         layers.push(LayerInfo {
             index,
@@ -176,51 +142,46 @@ fn build(config: &ModelConfig, b: &mut Builder<'_>) -> Result<Outline, LoadError
     }
     let h = b.rms_norm("model.embedding_norm", h, c.hidden_size, c.norm_eps);
     // The head is the embedding matrix.
-    let output = b.linear("model.embed_tokens", h, c.vocab_size, c.hidden_size);
+    let output = head(b, true, h, c.vocab_size, c.hidden_size);
     Ok(Outline {
         output,
         layers,
         hidden_size: c.hidden_size,
         vocab_size: c.vocab_size,
         context_length: Some(c.context_length),
-        experts: Some((c.num_experts, c.num_experts_per_tok)),
+        experts: Some((c.experts.count, c.experts.per_token)),
     })
 }
 
 fn self_attention(b: &mut Builder<'_>, c: &Config, path: &str, x: Value) -> Value {
-    let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+    let Heads { heads, kv_heads, head_dim } = c.heads;
+    let (q_width, kv_width) = (c.heads.q_width(), c.heads.kv_width());
     let q = b.linear(&format!("{path}.q_proj"), x, q_width, c.hidden_size);
     let k = b.linear(&format!("{path}.k_proj"), x, kv_width, c.hidden_size);
     let v = b.linear(&format!("{path}.v_proj"), x, kv_width, c.hidden_size);
     let heads_first = || Transpose(vec![0, 2, 1, 3]);
-    let rope = || Rope { dims: c.head_dim, base: c.rope_theta, traditional: false, scale: 1.0 };
+    let rope = || Rope { dims: head_dim, base: c.rope_theta, traditional: false, scale: 1.0 };
     let norm_and_turn = |b: &mut Builder<'_>, norm: &str, x: Value, heads: i32| {
         let x = b.node(path, SplitHeads { heads }, &[x]);
-        let x = b.rms_norm(&format!("{path}.{norm}"), x, c.head_dim, c.norm_eps);
+        let x = b.rms_norm(&format!("{path}.{norm}"), x, head_dim, c.norm_eps);
         b.node(path, heads_first(), &[x])
     };
-    let q = norm_and_turn(b, "q_layernorm", q, c.heads);
-    let k = norm_and_turn(b, "k_layernorm", k, c.kv_heads);
-    let v = b.node(path, SplitHeads { heads: c.kv_heads }, &[v]);
+    let q = norm_and_turn(b, "q_layernorm", q, heads);
+    let k = norm_and_turn(b, "k_layernorm", k, kv_heads);
+    let v = b.node(path, SplitHeads { heads: kv_heads }, &[v]);
     let v = b.node(path, heads_first(), &[v]);
     let q = b.node(path, rope(), &[q]);
     let k = b.node(path, rope(), &[k]);
     let slot = b.slot(path, SlotKind::KvCache);
     let [keys, values] = b.node_n(path, KvAppend { slot }, &[k, v]);
-    let scale = (f64::from(c.head_dim)).powf(-0.5) as f32;
-    let y = b.node(path, Attention { scale }, &[q, keys, values]);
+    let y = b.node(path, Attention { scale: c.heads.scale() }, &[q, keys, values]);
     let y = b.node(path, MergeHeads, &[y]);
     b.linear(&format!("{path}.out_proj"), y, c.hidden_size, q_width)
 }
 
 fn short_conv(b: &mut Builder<'_>, c: &Config, path: &str, x: Value) -> Value {
     let linear = |b: &mut Builder<'_>, name: &str, x, out| {
-        let path = format!("{path}.{name}");
-        if c.conv_bias {
-            b.linear_bias(&path, x, out, c.hidden_size)
-        } else {
-            b.linear(&path, x, out, c.hidden_size)
-        }
+        linear(b, &format!("{path}.{name}"), x, out, c.hidden_size, c.conv_bias)
     };
     let bcx = linear(b, "in_proj", x, 3 * c.hidden_size);
     let [gate_in, gate_out, x] = b.node_n(path, Split { parts: 3 }, &[bcx]);
@@ -236,25 +197,18 @@ fn short_conv(b: &mut Builder<'_>, c: &Config, path: &str, x: Value) -> Value {
     linear(b, "out_proj", y, c.hidden_size)
 }
 
-fn mlp(b: &mut Builder<'_>, c: &Config, path: &str, x: Value) -> Value {
-    let gate = b.linear(&format!("{path}.gate_proj"), x, c.intermediate_size, c.hidden_size);
-    let up = b.linear(&format!("{path}.up_proj"), x, c.intermediate_size, c.hidden_size);
-    let y = b.node(path, SwiGlu, &[gate, up]);
-    b.linear(&format!("{path}.down_proj"), y, c.hidden_size, c.intermediate_size)
-}
-
 /// Sigmoid scores choose experts together with a bias, and weigh them without it.
 fn experts(b: &mut Builder<'_>, c: &Config, path: &str, x: Value) -> Value {
-    let logits = b.linear(&format!("{path}.gate"), x, c.num_experts, c.hidden_size);
+    let logits = b.linear(&format!("{path}.gate"), x, c.experts.count, c.hidden_size);
     let scores = b.node(path, Sigmoid, &[logits]);
     let ranked = if c.use_expert_bias {
         let wide = b.node(path, Cast(Some(Dtype::Float32)), &[scores]);
-        let weight = b.bare_f32(&format!("{path}.expert_bias"), &[c.num_experts]);
+        let weight = b.bare_f32(&format!("{path}.expert_bias"), &[c.experts.count]);
         b.node(path, AddWeight { weight }, &[wide])
     } else {
         scores
     };
-    let indices = b.node(path, TopKIndices { k: c.num_experts_per_tok }, &[ranked]);
+    let indices = b.node(path, TopKIndices { k: c.experts.per_token }, &[ranked]);
     let mut weights = b.node(path, TakeAlongLast, &[scores, indices]);
     if c.norm_topk_prob {
         let total = b.node(path, Sum { axis: -1, keepdims: true }, &[weights]);
@@ -264,19 +218,7 @@ fn experts(b: &mut Builder<'_>, c: &Config, path: &str, x: Value) -> Value {
     weights = b.node(path, MultiplyScalar(c.routed_scaling_factor), &[weights]);
     weights = b.node(path, Cast(None), &[weights, x]);
 
-    let switch = format!("{path}.switch_mlp");
-    let [rows, expert, order] = b.node_n(&switch, ExpertSort, &[x, indices]);
-    let linear = |b: &mut Builder<'_>, name: &str, rows, out, input| {
-        let path = format!("{switch}.{name}");
-        let weight = b.matrix(&path, &[c.num_experts, out, input]);
-        b.node(&path, ExpertLinear { weight }, &[rows, expert])
-    };
-    let up = linear(b, "up_proj", rows, c.moe_intermediate_size, c.hidden_size);
-    let gate = linear(b, "gate_proj", rows, c.moe_intermediate_size, c.hidden_size);
-    let y = b.node(&switch, SwiGlu, &[gate, up]);
-    let y = linear(b, "down_proj", y, c.hidden_size, c.moe_intermediate_size);
-    let y = b.node(&switch, ExpertUnsort, &[y, order, indices]);
-
+    let y = c.experts.switch_glu(b, &format!("{path}.switch_mlp"), x, indices);
     let weights = b.node(path, ExpandLast, &[weights]);
     let y = b.multiply(path, y, weights);
     b.node(path, Sum { axis: -2, keepdims: false }, &[y])

@@ -9,7 +9,10 @@ use crate::error::LoadError;
 use crate::info::LayerInfo;
 use crate::tensors::Tensors;
 
+mod blocks;
 mod lfm2_moe;
+mod llama;
+mod qwen3_moe;
 
 /// A family: its names, how its checkpoints are read, and its graph.
 pub struct Family {
@@ -24,7 +27,7 @@ pub struct Family {
 }
 
 /// The families, one a line.
-const FAMILIES: &[Family] = &[lfm2_moe::FAMILY];
+const FAMILIES: &[Family] = &[lfm2_moe::FAMILY, llama::FAMILY, qwen3_moe::FAMILY];
 
 /// What a family builder tells besides the graph.
 #[derive(Debug, Clone)]

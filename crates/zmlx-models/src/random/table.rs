@@ -12,11 +12,23 @@ pub struct PublishedModel {
 }
 
 /// The models, one entry each.
-pub const MODELS: &[PublishedModel] = &[PublishedModel {
-    name: "lfm2_8b",
-    about: "LiquidAI/LFM2-8B-A1B: 8.3 B parameters, 1.6 B active, convolutions and attention, 32 experts",
-    config: lfm2_8b,
-}];
+pub const MODELS: &[PublishedModel] = &[
+    PublishedModel {
+        name: "lfm2_8b",
+        about: "LiquidAI/LFM2-8B-A1B: 8.3 B parameters, 1.6 B active, convolutions and attention, 32 experts",
+        config: lfm2_8b,
+    },
+    PublishedModel {
+        name: "qwen3_30b",
+        about: "Qwen/Qwen3-30B-A3B: 30.5 B parameters, 3.3 B active, attention, 128 experts",
+        config: qwen3_30b,
+    },
+    PublishedModel {
+        name: "smollm2_135m",
+        about: "HuggingFaceTB/SmolLM2-135M: 135 M parameters, attention, dense",
+        config: smollm2_135m,
+    },
+];
 
 fn lfm2_8b() -> Json {
     let layer = |i: usize| if [2, 6, 10, 14, 18, 21].contains(&i) { "full_attention" } else { "conv" };
@@ -47,5 +59,57 @@ fn lfm2_8b() -> Json {
         "eos_token_id": 7,
         "pad_token_id": 0,
         "dtype": "bfloat16",
+    })
+}
+
+fn qwen3_30b() -> Json {
+    json!({
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "vocab_size": 151_936,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "moe_intermediate_size": 768,
+        "num_hidden_layers": 48,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": true,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "attention_bias": false,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1_000_000.0,
+        "rope_scaling": null,
+        "max_position_embeddings": 40_960,
+        "tie_word_embeddings": false,
+        "bos_token_id": 151_643,
+        "eos_token_id": 151_645,
+        "torch_dtype": "bfloat16",
+    })
+}
+
+fn smollm2_135m() -> Json {
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 49_152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "attention_bias": false,
+        "mlp_bias": false,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 100_000.0,
+        "rope_scaling": null,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": true,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": "bfloat16",
     })
 }

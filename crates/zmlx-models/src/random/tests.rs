@@ -60,7 +60,22 @@ fn published_sizes() {
     }
 }
 
-const PUBLISHED: [(&str, (u64, u64)); 1] = [("lfm2_8b", lfm2_8b())];
+const PUBLISHED: [(&str, (u64, u64)); 3] =
+    [("lfm2_8b", lfm2_8b()), ("qwen3_30b", qwen3_30b()), ("smollm2_135m", smollm2_135m())];
+
+const fn qwen3_30b() -> (u64, u64) {
+    let (h, v, n) = (2048, 151_936, 48);
+    let matrices = 2 * v * h + n * (2 * h * 4096 + 2 * h * 512 + 128 * 3 * h * 768);
+    let (router, floats) = (n * 128 * h, n * (2 * 128 + 2 * h) + h);
+    (matrices + router + floats, matrices * 9 / 16 + router * 17 / 16 + floats * 2)
+}
+
+const fn smollm2_135m() -> (u64, u64) {
+    let (h, v, n) = (576, 49_152, 30);
+    let matrices = v * h + n * (2 * h * h + 2 * h * 192 + 3 * h * 1536);
+    let floats = n * 2 * h + h;
+    (matrices + floats, matrices * 9 / 16 + floats * 2)
+}
 
 const fn lfm2_8b() -> (u64, u64) {
     let (h, v) = (2048, 65536);
