@@ -56,8 +56,8 @@ pub(crate) enum Command {
 /// Which model, and how it is loaded.
 #[derive(Debug, Default, Args)]
 pub(crate) struct ModelArgs {
-    /// Model folder, or a Hugging Face id such as org/name [default: the embedded model]
-    #[arg(short, long, value_name = "DIR|ID")]
+    /// Model folder, GGUF file, or a Hugging Face id such as org/name [default: the embedded model]
+    #[arg(short, long, value_name = "DIR|FILE|ID")]
     pub(crate) model: Option<String>,
     /// Type of the activations; auto is f32 on a CPU and the checkpoint's own on a GPU
     #[arg(long, value_name = "DTYPE", value_enum, default_value_t = Dtype::Auto)]
@@ -174,8 +174,8 @@ pub(crate) struct ChatArgs {
 /// Arguments of `zmlx info`.
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {
-    /// Model folder, or a Hugging Face id such as org/name [default: the embedded model]
-    #[arg(value_name = "DIR|ID")]
+    /// Model folder, GGUF file, or a Hugging Face id such as org/name [default: the embedded model]
+    #[arg(value_name = "DIR|FILE|ID")]
     pub(crate) model: Option<String>,
     /// Print one JSON record on stdout
     #[arg(long)]

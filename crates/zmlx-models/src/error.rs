@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use crate::checkpoint::CheckpointError;
+use crate::gguf::GgufError;
 use crate::stop::StopError;
 use crate::tokenizer::TokenizerError;
 
@@ -11,6 +12,17 @@ pub enum LoadError {
     /// The folder's weights cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The GGUF file cannot be used.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// What a GGUF file says in its own way makes no model.
+    #[error("{}: {source}", path.display())]
+    InGguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, in the names of a model folder.
+        source: Box<LoadError>,
+    },
     /// A configuration file is missing or cannot be read.
     #[error("{}: {message}", path.display())]
     ConfigFile {

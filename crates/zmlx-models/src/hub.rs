@@ -25,7 +25,7 @@ const PROGRESS_STEP: u64 = 1 << 20;
 #[derive(Debug, Error)]
 pub enum HubError {
     /// What was given is a file.
-    #[error("{} is a file; give the folder that holds config.json and the weights", path.display())]
+    #[error("{} is a file; give the folder that holds config.json and the weights, or a .gguf file", path.display())]
     IsFile {
         /// The file.
         path: PathBuf,
@@ -105,7 +105,7 @@ pub struct HubProgress {
 }
 
 /// The folder with `config.json`, the safetensors and the tokenizer files of the model that `spec` names:
-/// an existing folder, or `org/name` or `org/name@revision` on the Hugging Face hub. Fetches only the files
+/// an existing folder or `.gguf` file, or `org/name` or `org/name@revision` on the Hugging Face hub. Fetches only the files
 /// a model needs to run, and nothing if the cache has them.
 ///
 /// # Errors
@@ -156,7 +156,8 @@ impl Settings {
 
     fn resolve(&self, spec: &str, progress: &mut dyn FnMut(HubProgress)) -> Result<PathBuf, HubError> {
         let path = Path::new(spec);
-        if path.is_dir() {
+        let gguf = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+        if path.is_dir() || (gguf && path.exists()) {
             return Ok(path.to_owned());
         }
         if path.exists() {

@@ -4,11 +4,9 @@ use std::path::Path;
 use serde::Serialize;
 use zmlx_graph::weights::{Format, Weight};
 
-use crate::checkpoint::Checkpoint;
-use crate::config::ModelConfig;
 use crate::error::LoadError;
-use crate::families::{self, Built};
-use crate::tensors::Tensors;
+use crate::families::Built;
+use crate::source::Source;
 
 /// What a model is, from its configuration and the headers of its weights.
 #[derive(Debug, Clone, Serialize)]
@@ -29,7 +27,7 @@ pub struct ModelInfo {
     pub parameters_active: u64,
     /// Bytes of all tensors in the weight files.
     pub file_bytes: u64,
-    /// Bytes of weights that one token reads, as they are stored.
+    /// Bytes of weights that one token reads, as they are stored (those of a GGUF file, as they are converted).
     pub bytes_per_token: u64,
     /// How the weights are stored, one entry for each setting.
     pub quantization: Vec<QuantizationInfo>,
@@ -63,20 +61,20 @@ pub struct QuantizationInfo {
     pub bytes: u64,
 }
 
-/// Looks into a model folder: reads configuration and headers, loads no weights.
-pub fn inspect(dir: &Path) -> Result<ModelInfo, LoadError> {
-    let config = ModelConfig::read(dir)?;
-    let checkpoint = Checkpoint::open(dir)?;
-    let built = families::build(&config, Tensors::new(&checkpoint)?)?;
-    Ok(describe(&built, &checkpoint))
+/// Looks into a model folder or a GGUF file: reads configuration and headers, loads no weights.
+pub fn inspect(path: &Path) -> Result<ModelInfo, LoadError> {
+    let source = Source::open(path)?;
+    let built = source.build()?;
+    Ok(describe(&built, &source))
 }
 
-pub(crate) fn describe(built: &Built, checkpoint: &Checkpoint) -> ModelInfo {
+pub(crate) fn describe(built: &Built, source: &Source) -> ModelInfo {
     let outline = &built.outline;
+    let bytes = source.bytes();
     let bytes_of = |w: &Weight| -> u64 {
         let sources = w.tensors().into_iter().filter_map(|s| built.tensors.get(&s.name).cloned());
         let names = sources.flat_map(|t| t.sources);
-        names.filter_map(|n| checkpoint.tensors.get(&n)).map(|t| t.bytes).sum()
+        names.filter_map(|n| bytes.get(&n)).sum()
     };
     // Which part of a weight one token uses, as a fraction.
     let used = |w: &Weight| -> (u64, u64) {
@@ -120,7 +118,7 @@ pub(crate) fn describe(built: &Built, checkpoint: &Checkpoint) -> ModelInfo {
         context_length: outline.context_length.map(|c| c as usize),
         parameters_total: weights.iter().map(Weight::parameters).sum(),
         parameters_active: weights.iter().map(|w| part(w.parameters(), used(w))).sum(),
-        file_bytes: checkpoint.total_bytes(),
+        file_bytes: source.file_bytes(),
         bytes_per_token: weights.iter().map(|w| part(bytes_of(w), used(w))).sum(),
         quantization,
         experts: outline.experts.map(|(t, a)| (t as usize, a as usize)),

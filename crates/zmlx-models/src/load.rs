@@ -5,15 +5,14 @@ use std::sync::Arc;
 use zmlx_graph::weights::{Format, TensorSpec};
 use zmlx_graph::{Executor, State};
 use zmlx_mlx::stream::{self, Device, Stream, with_stream};
-use zmlx_mlx::{Array, Dtype, io};
+use zmlx_mlx::{Array, Dtype};
 
-use crate::checkpoint::Checkpoint;
-use crate::config::ModelConfig;
 use crate::error::LoadError;
-use crate::families::{self, Built};
+use crate::families::Built;
 use crate::info::{ModelInfo, describe};
 use crate::options::{DeviceChoice, DtypeChoice, LoadOptions};
-use crate::tensors::{Tensors, assemble};
+use crate::source::{Reader, Source};
+use crate::tensors::assemble;
 use crate::tokenizer::Tokenizer;
 
 /// Bytes of tensors that are read and converted at a time.
@@ -40,17 +39,16 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a model folder: `config.json`, safetensors, and if there the tokenizer's files. `progress` is told about the
-    /// weights read so far.
+    /// Loads a model folder (`config.json`, safetensors, and if there the tokenizer's files) or a GGUF file, which has all
+    /// of that in one. `progress` is told about the weights read so far.
     pub fn load(
-        dir: &Path,
+        path: &Path,
         options: &LoadOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, LoadError> {
-        let config = ModelConfig::read(dir)?;
-        let checkpoint = Checkpoint::open(dir)?;
-        let built = families::build(&config, Tensors::new(&checkpoint)?)?;
-        let info = describe(&built, &checkpoint);
+        let source = Source::open(path)?;
+        let built = source.build()?;
+        let info = describe(&built, &source);
         let stream = stream_for(options.device)?;
         let dtype = match (options.dtype, stream.device()) {
             (DtypeChoice::F32, _) | (DtypeChoice::Auto, Device::Cpu) => Some(Dtype::Float32),
@@ -59,11 +57,11 @@ impl Model {
             (DtypeChoice::Auto, Device::Gpu) => None,
         };
         check_device(&built, stream.device(), dtype)?;
-        let mut arrays = with_stream(stream, || read_weights(&built, &checkpoint, dtype, progress))?;
+        let mut arrays = with_stream(stream, || read_weights(&built, &source, dtype, progress))?;
         let graph = Arc::new(built.graph);
         let executor = Executor::new(graph, |spec| arrays.remove(&spec.name))?;
-        let tokenizer = Tokenizer::load(dir)?;
-        let mut eos_token_ids = config.eos_token_ids().to_vec();
+        let tokenizer = source.tokenizer()?;
+        let mut eos_token_ids = source.config().eos_token_ids().to_vec();
         if let Some(id) = tokenizer.as_ref().and_then(|t| t.token_to_id(t.eos_token()?))
             && !eos_token_ids.contains(&id)
         {
@@ -168,15 +166,12 @@ fn check_device(built: &Built, device: Device, dtype: Option<Dtype>) -> Result<(
 /// Reads every tensor that the graph needs, converted to the dtype it runs in.
 fn read_weights(
     built: &Built,
-    checkpoint: &Checkpoint,
+    source: &Source,
     dtype: Option<Dtype>,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<HashMap<String, Array>, LoadError> {
-    let mut files: HashMap<String, Array> = HashMap::new();
-    for file in &checkpoint.files {
-        files.extend(io::load_safetensors(file)?);
-    }
-    let total_bytes = checkpoint.total_bytes();
+    let mut files = source.reader()?;
+    let total_bytes = source.file_bytes();
     let mut done_bytes = 0;
     progress(LoadProgress { done_bytes, total_bytes });
     let mut arrays: HashMap<String, Array> = HashMap::new();
@@ -210,14 +205,10 @@ fn flush(batch: &mut Vec<Array>, bytes: &mut usize) -> Result<u64, LoadError> {
     Ok(std::mem::take(bytes) as u64)
 }
 
-fn read_tensor(
-    built: &Built,
-    spec: &TensorSpec,
-    files: &mut HashMap<String, Array>,
-) -> Result<Array, LoadError> {
+fn read_tensor(built: &Built, spec: &TensorSpec, files: &mut Reader<'_>) -> Result<Array, LoadError> {
     let missing = |name: &str| LoadError::MissingTensors { count: 1, names: name.to_owned() };
     let tensor = built.tensors.get(&spec.name).ok_or_else(|| missing(&spec.name))?;
     let parts: Result<Vec<Array>, LoadError> =
-        tensor.sources.iter().map(|s| files.remove(s).ok_or_else(|| missing(s))).collect();
+        tensor.sources.iter().map(|s| files.take(s)?.ok_or_else(|| missing(s))).collect();
     Ok(assemble(tensor, &parts?)?)
 }

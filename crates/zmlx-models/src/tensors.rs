@@ -57,6 +57,11 @@ impl Tensors {
         self.by_name = old.into_iter().map(|(n, t)| (new_name(&n).unwrap_or(n), t)).collect();
     }
 
+    /// The tensors of another kind of file.
+    pub(crate) fn from_list(tensors: impl Iterator<Item = (String, Tensor)>) -> Self {
+        Self { by_name: tensors.collect() }
+    }
+
     /// Leaves out tensors that the graph has no use for.
     pub fn remove(&mut self, unused: impl Fn(&str) -> bool) {
         self.by_name.retain(|name, _| !unused(name));

@@ -79,30 +79,29 @@ impl Tokenizer {
     pub fn load(dir: &Path) -> Result<Option<Tokenizer>, TokenizerError> {
         let path = dir.join("tokenizer.json");
         let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
-        let parse = |error: tokenizers::Error| TokenizerError::Parse {
-            path: path.clone(),
-            message: one_line(&error),
-        };
-        let malformed = |message: String| TokenizerError::Parse { path: path.clone(), message };
-        // The library panics on some files that are no JSON, or say what no tokenizer can do.
-        serde_json::from_slice::<serde::de::IgnoredAny>(&bytes)
-            .map_err(|error| malformed(error.to_string()))?;
-        let loaded = files::catch_panic(|| tokenizers::Tokenizer::from_bytes(bytes));
-        let mut inner = loaded.map_err(malformed)?.map_err(parse)?;
-        // A file may carry the settings of the batches it was made with; a prompt is neither cut nor
-        // padded.
-        inner.with_truncation(None).map_err(parse)?;
-        inner.with_padding(None);
+        let mut inner = parse(&path, bytes)?;
 
         let config = read_object(&dir.join("tokenizer_config.json"))?;
         let mut special_tokens = named_tokens(&read_object(&dir.join("special_tokens_map.json"))?);
         special_tokens.extend(named_tokens(&config));
-        let known = special_tokens.values().filter(|token| inner.token_to_id(token).is_some());
-        let known: Vec<_> = known.map(|token| tokenizers::AddedToken::from(token.as_str(), true)).collect();
-        inner.add_special_tokens(known).map_err(parse)?;
+        add_special(&mut inner, &special_tokens, &path)?;
 
         let chat_template = ChatTemplate::load(dir, &config, &special_tokens)?;
         Ok(Some(Tokenizer { inner, chat_template, special_tokens, dir: dir.to_owned() }))
+    }
+
+    /// A tokenizer from a file of another kind: the `tokenizer.json` that says the same, special tokens by their names
+    /// (`bos_token`, ...) and the source of the chat template. `path` is the file, for errors.
+    pub(crate) fn from_json(
+        path: &Path,
+        json: &Json,
+        special_tokens: BTreeMap<String, String>,
+        chat_template: Option<String>,
+    ) -> Result<Tokenizer, TokenizerError> {
+        let mut inner = parse(path, json.to_string().into_bytes())?;
+        add_special(&mut inner, &special_tokens, path)?;
+        let chat_template = chat_template.map(|source| ChatTemplate::new(source, &special_tokens));
+        Ok(Tokenizer { inner, chat_template, special_tokens, dir: path.to_owned() })
     }
 
     /// Token ids of `text`. Special tokens written out in the text become their ids in either case; with
@@ -176,6 +175,33 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
+}
+
+/// The library's tokenizer of the bytes of a `tokenizer.json`.
+fn parse(path: &Path, bytes: Vec<u8>) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    let malformed = |message: String| TokenizerError::Parse { path: path.to_owned(), message };
+    // The library panics on some files that are no JSON, or say what no tokenizer can do.
+    serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).map_err(|error| malformed(error.to_string()))?;
+    let loaded = files::catch_panic(|| tokenizers::Tokenizer::from_bytes(bytes));
+    let mut inner = loaded.map_err(malformed)?.map_err(|error| malformed(one_line(&error)))?;
+    // A file may carry the settings of the batches it was made with; a prompt is neither cut nor padded.
+    inner.with_truncation(None).map_err(|error| malformed(one_line(&error)))?;
+    inner.with_padding(None);
+    Ok(inner)
+}
+
+/// Marks the named tokens that the vocabulary has as special.
+fn add_special(
+    inner: &mut tokenizers::Tokenizer,
+    named: &BTreeMap<String, String>,
+    path: &Path,
+) -> Result<(), TokenizerError> {
+    let known = named.values().filter(|token| inner.token_to_id(token).is_some());
+    let known: Vec<_> = known.map(|token| tokenizers::AddedToken::from(token.as_str(), true)).collect();
+    let added = inner.add_special_tokens(known);
+    let malformed =
+        |error: tokenizers::Error| TokenizerError::Parse { path: path.to_owned(), message: one_line(&error) };
+    added.map(drop).map_err(malformed)
 }
 
 /// The special tokens of a configuration: entries `*_token` that are text, or `{"content": text}`.

@@ -1,4 +1,4 @@
-//! `zmlx info`: what a model folder holds, from its headers alone.
+//! `zmlx info`: what a model folder or GGUF file holds, from its headers alone.
 
 use std::fmt::Write;
 
@@ -24,14 +24,14 @@ pub(crate) fn run(args: InfoArgs, console: &Console) -> Result<(), Failure> {
     if args.json {
         output::write_json(&info)
     } else {
-        let folder = folder.display().to_string();
-        output::write_stdout(describe(&folder, &info).as_bytes())
+        let place = if folder.is_file() { "file" } else { "folder" };
+        output::write_stdout(describe(place, &folder.display().to_string(), &info).as_bytes())
     }
 }
 
-fn describe(folder: &str, info: &ModelInfo) -> String {
+fn describe(place: &'static str, path: &str, info: &ModelInfo) -> String {
     let mut rows = vec![
-        ("folder", folder.to_owned()),
+        (place, path.to_owned()),
         ("family", info.family.clone()),
         (
             "parameters",
