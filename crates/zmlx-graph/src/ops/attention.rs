@@ -30,26 +30,28 @@ impl Op for Rope {
     }
 
     fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
-        let [x] = inputs(given)?;
-        let room = x.shape.last().and_then(Dim::constant).unwrap_or(0);
-        let heads_first = x.shape.rank() == 4 && x.shape.0[2] == Dim::length();
-        if !heads_first || !x.dtype.is_float() || room < self.dims.into() {
-            let expected = format!("[batch, heads, L, {} or more] of floats", self.dims);
-            return Err(ShapeError::input(0, x, expected));
-        }
-        if self.dims < 2 || self.dims % 2 != 0 {
-            return Err(ShapeError::Parameter(format!(
-                "dims={}: pairs are rotated, so it must be even",
-                self.dims
-            )));
-        }
-        Ok(vec![x.clone()])
+        rotated(self.dims, given)
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         let (base, offset) = (Some(self.base), context.position());
         Ok(vec![fast::rope(inputs[0], self.dims, self.traditional, base, self.scale, offset, None)?])
     }
+}
+
+/// What a rotary embedding of `dims` dimensions takes and gives.
+fn rotated(dims: i32, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+    let [x] = inputs(given)?;
+    let room = x.shape.last().and_then(Dim::constant).unwrap_or(0);
+    let heads_first = x.shape.rank() == 4 && x.shape.0[2] == Dim::length();
+    if !heads_first || !x.dtype.is_float() || room < dims.into() {
+        let expected = format!("[batch, heads, L, {} or more] of floats", dims);
+        return Err(ShapeError::input(0, x, expected));
+    }
+    if dims < 2 || dims % 2 != 0 {
+        return Err(ShapeError::Parameter(format!("dims={}: pairs are rotated, so it must be even", dims)));
+    }
+    Ok(vec![x.clone()])
 }
 
 /// Frequencies of a rotary embedding that is not a plain power of its base, as wavelengths over 2 pi.
@@ -135,6 +137,10 @@ impl Op for RopeFrequencies {
             ("base", Attribute::Float(base)),
             ("kind", Attribute::Text(kind.to_owned())),
         ]
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        rotated(self.dims, given)
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {

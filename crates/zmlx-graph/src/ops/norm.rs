@@ -65,6 +65,14 @@ impl Op for Softmax {
         "softmax"
     }
 
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        if !x.dtype.is_float() {
+            return Err(ShapeError::input(0, x, "floats"));
+        }
+        Ok(vec![x.clone()])
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         Ok(vec![inputs[0].softmax(&[-1], self.precise)?])
     }
