@@ -65,6 +65,25 @@ pub(crate) struct ModelArgs {
     /// Where to compute; auto takes a GPU when there is one
     #[arg(long, value_name = "DEVICE", value_enum, default_value_t = Device::Auto)]
     pub(crate) device: Device,
+    #[command(flatten)]
+    pub(crate) patch: PatchArgs,
+}
+
+/// Which fused ops run.
+#[derive(Debug, Default, Args)]
+pub(crate) struct PatchArgs {
+    /// Fused ops: default (the same greedy tokens), fast (bounded errors too) or none (stock MLX)
+    #[arg(long, value_name = "PRESET")]
+    pub(crate) preset: Option<String>,
+    /// Only these patterns, between commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) patterns: Option<Vec<String>>,
+    /// Not these patterns, between commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) exclude: Vec<String>,
+    /// Threads of the CPU's fused ops [default: as many as the process may use]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<String>,
 }
 
 /// Type of the activations.

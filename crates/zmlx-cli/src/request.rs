@@ -3,9 +3,12 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use zmlx_models::{DeviceChoice, DtypeChoice, GenerateOptions, LoadOptions, SamplerOptions};
+use zmlx_models::patch::MOST_THREADS;
+use zmlx_models::{
+    DeviceChoice, DtypeChoice, GenerateOptions, LoadOptions, PatchOptions, Preset, SamplerOptions,
+};
 
-use crate::args::{ChatArgs, DemoArgs, Device, Dtype, GenerateArgs, ModelArgs, SamplingArgs};
+use crate::args::{ChatArgs, DemoArgs, Device, Dtype, GenerateArgs, ModelArgs, PatchArgs, SamplingArgs};
 use crate::failure::Failure;
 
 /// `--max-tokens` of `generate` and `demo` when it is not given.
@@ -124,7 +127,7 @@ impl GenerateRequest {
         let mut options = generate_options(args.sampling, MAX_TOKENS)?;
         options.ignore_eos = args.ignore_eos;
         Ok(Self {
-            load: load_options(&args.model),
+            load: load_options(&args.model)?,
             model: model_source(args.model.model)?,
             prompt,
             system: args.system,
@@ -141,7 +144,7 @@ impl TryFrom<ChatArgs> for ChatRequest {
 
     fn try_from(args: ChatArgs) -> Result<Self, Failure> {
         Ok(Self {
-            load: load_options(&args.model),
+            load: load_options(&args.model)?,
             model: model_source(args.model.model)?,
             system: args.system,
             options: generate_options(args.sampling, CHAT_MAX_TOKENS)?,
@@ -178,8 +181,8 @@ pub(crate) fn model_source(named: Option<String>) -> Result<ModelSource, Failure
     }
 }
 
-fn load_options(args: &ModelArgs) -> LoadOptions {
-    LoadOptions {
+fn load_options(args: &ModelArgs) -> Result<LoadOptions, Failure> {
+    Ok(LoadOptions {
         dtype: match args.dtype {
             Dtype::Auto => DtypeChoice::Auto,
             Dtype::F32 => DtypeChoice::F32,
@@ -191,7 +194,23 @@ fn load_options(args: &ModelArgs) -> LoadOptions {
             Device::Cpu => DeviceChoice::Cpu,
             Device::Gpu => DeviceChoice::Gpu,
         },
-    }
+        patch: Some(patch_options(&args.patch)?),
+    })
+}
+
+/// Which fused ops are asked for.
+pub(crate) fn patch_options(args: &PatchArgs) -> Result<PatchOptions, Failure> {
+    let preset = match args.preset.as_deref().map(str::parse) {
+        None => Preset::Default,
+        Some(Ok(preset)) => preset,
+        Some(Err(message)) => return Err(Failure::usage(format!("--preset: {message}"))),
+    };
+    let threads =
+        number("--threads", args.threads.as_deref(), "a whole number from 1 to 256", |n: usize| {
+            (1..=MOST_THREADS).contains(&n)
+        })?;
+    let (patterns, exclude) = (args.patterns.clone(), args.exclude.clone());
+    Ok(PatchOptions { preset, patterns, exclude, threads, ..PatchOptions::default() })
 }
 
 fn generate_options(args: SamplingArgs, max_tokens: usize) -> Result<GenerateOptions, Failure> {

@@ -20,6 +20,14 @@ pub trait Stage: Send + Sync + std::fmt::Debug {
     /// What it does, in the field's terms.
     fn name(&self) -> &'static str;
 
+    /// Gets ready for calls of up to so many positions; called before a run.
+    fn prepare(&self, _positions: usize) {}
+
+    /// Whether it has anything to do for a single token.
+    fn in_decode(&self) -> bool {
+        true
+    }
+
     /// How many chunks it is cut into. Must follow from the frame's sizes alone.
     fn chunks(&self, frame: &Frame<'_>) -> usize;
 
@@ -196,6 +204,11 @@ impl Program {
         &self.stages
     }
 
+    /// How many stages a single token takes.
+    pub fn decode_stages(&self) -> usize {
+        self.stages.iter().filter(|s| s.in_decode()).count()
+    }
+
     /// For each stage, the number that was given with it.
     pub fn owners(&self) -> &[usize] {
         &self.owners
@@ -270,6 +283,7 @@ impl Runner {
             buffer.grow(rows * width);
         }
         for stage in &program.stages {
+            stage.prepare(call.position + length);
             if let Some((layout, columns, per_row)) = stage.packs() {
                 self.shared.reserve(layout, rows * per_row, columns);
             }
@@ -286,6 +300,18 @@ impl Runner {
         };
         let run = Run { program, frame: &frame, locals: &self.locals, times: self.times.as_deref() };
         self.team.run(&run);
+    }
+
+    /// Fills a buffer before a run over `rows` tokens.
+    ///
+    /// # Panics
+    /// If there are fewer floats than the rows have.
+    pub fn fill(&mut self, program: &Program, buffer: Buffer, rows: usize, floats: &[f32]) {
+        self.buffers.resize_with(program.widths.len().max(self.buffers.len()), Cells::default);
+        let len = rows * program.widths[buffer.0];
+        let cells = &mut self.buffers[buffer.0];
+        cells.grow(len);
+        cells.as_mut_slice()[..len].copy_from_slice(&floats[..len]);
     }
 
     /// A buffer after a run.

@@ -36,8 +36,13 @@ pub enum GraphError {
     /// A node reads a value that no earlier node writes, or a graph has no output.
     #[error("malformed graph: {0}")]
     Malformed(String),
+    /// A fused node could not be lowered.
+    #[error(transparent)]
+    Lowering(#[from] crate::native::LoweringError),
     /// The state was made for another graph.
-    #[error("the state has {found} slots, the graph {expected}: make it with Graph::new_state")]
+    #[error(
+        "the state has {found} slots, the graph {expected}: make it anew after patching (Executor::new_state)"
+    )]
     WrongState {
         /// Slots of the state.
         found: usize,

@@ -10,17 +10,23 @@
 pub mod builder;
 mod error;
 mod exec;
+mod fidelity;
+pub mod fused;
 mod graph;
 pub mod infer;
+pub mod native;
 pub mod op;
 pub mod ops;
+pub mod pattern;
+pub mod patterns;
 pub mod shape;
 pub mod state;
 pub mod weights;
 
 pub use builder::Builder;
 pub use error::{GraphError, Result};
-pub use exec::Executor;
+pub use exec::{Executor, Wanted};
+pub use fidelity::Fidelity;
 pub use graph::{Graph, Node, Value};
 pub use infer::{InferContext, ShapeError, Types};
 pub use shape::{Dim, DtypeSpec, Shape, Sizes, Type};

@@ -1,9 +1,11 @@
 //! What a node does.
 
+use std::any::Any;
 use std::fmt;
 
 use zmlx_mlx::{Array, Result};
 
+use crate::fused::Fused;
 use crate::infer::{InferContext, ShapeError};
 use crate::shape::Type;
 use crate::state::{SlotId, SlotValue};
@@ -32,7 +34,7 @@ impl fmt::Display for Attribute {
 
 /// A semantic op: what one node computes. An op is a small struct of its parameters; its arrays come as inputs, its
 /// weights and its state by id.
-pub trait Op: fmt::Debug + Send + Sync + 'static {
+pub trait Op: Any + fmt::Debug + Send + Sync {
     /// Name in the field's terms, such as `rms_norm`.
     fn name(&self) -> &'static str;
 
@@ -56,6 +58,11 @@ pub trait Op: fmt::Debug + Send + Sync + 'static {
         1
     }
 
+    /// Itself, if it stands for several ops.
+    fn fused(&self) -> Option<&Fused> {
+        None
+    }
+
     /// The types of its outputs for inputs of these types. Symbols in dimensions stay symbols.
     ///
     /// # Errors
@@ -74,7 +81,7 @@ pub trait Op: fmt::Debug + Send + Sync + 'static {
 pub struct Context<'a> {
     pub(crate) tokens: &'a Array,
     pub(crate) position: i32,
-    pub(crate) weights: &'a [BoundWeight],
+    pub(crate) weights: &'a [Option<BoundWeight>],
     pub(crate) slots: &'a mut [SlotValue],
 }
 
@@ -90,8 +97,11 @@ impl Context<'_> {
     }
 
     /// A weight.
+    ///
+    /// # Panics
+    /// If it was not bound, which [`crate::Executor`] rules out for the ops it runs.
     pub fn weight(&self, id: WeightId) -> &BoundWeight {
-        &self.weights[id.0]
+        self.weights[id.0].as_ref().expect("weights of ops that run on MLX are bound")
     }
 
     /// A state slot.

@@ -88,6 +88,8 @@ pub enum SlotValue {
     Kv(KvCache),
     /// Last inputs `[batch, keep, channels]`; `None` at the start, which counts as zeros.
     Conv(Option<Array>),
+    /// A slot of the CPU's engine, by number.
+    Engine(usize),
 }
 
 impl SlotValue {
@@ -103,12 +105,14 @@ impl SlotValue {
 #[derive(Debug, Clone)]
 pub struct State {
     pub(crate) slots: Vec<SlotValue>,
+    pub(crate) engine: Vec<zmlx_engine::program::Slot>,
     pub(crate) position: i32,
 }
 
 impl State {
     pub(crate) fn new(slots: &[Slot]) -> Self {
-        Self { slots: slots.iter().map(|s| SlotValue::new(s.kind)).collect(), position: 0 }
+        let slots = slots.iter().map(|s| SlotValue::new(s.kind)).collect();
+        Self { slots, engine: Vec::new(), position: 0 }
     }
 
     /// Number of positions seen.
@@ -123,6 +127,7 @@ impl State {
             match slot {
                 SlotValue::Kv(cache) => arrays.extend(cache.buffers.iter().flat_map(|(k, v)| [k, v])),
                 SlotValue::Conv(state) => arrays.extend(state),
+                SlotValue::Engine(_) => {}
             }
         }
         arrays

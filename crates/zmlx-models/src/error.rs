@@ -9,6 +9,9 @@ use crate::tokenizer::TokenizerError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
+    /// It could not be patched.
+    #[error("{0}")]
+    Patch(String),
     /// The folder's weights cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

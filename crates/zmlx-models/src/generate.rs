@@ -1,7 +1,7 @@
 use std::time::Instant;
 
 use serde::Serialize;
-use zmlx_graph::State;
+use zmlx_graph::{GraphError, State, Wanted};
 use zmlx_mlx::stream::with_stream;
 use zmlx_mlx::{Array, async_eval, eval, memory};
 
@@ -161,8 +161,10 @@ impl<'m> Session<'m> {
         let mut first = Instant::now();
         let mut reason = FinishReason::Length;
         for n in 1..=limit {
-            // The next step is submitted before this one's token is read, except after the last.
-            let following = if n < limit { Some(self.step(&next.token, &mut sampler)?) } else { None };
+            // On MLX the next step is submitted before this one's token is read, except after the last. The engine has
+            // computed a step when it returns, so there the token is told first.
+            let ahead = n < limit && !model.executor().is_native();
+            let following = if ahead { Some(self.step(&next.token, &mut sampler)?) } else { None };
             if let Some(following) = &following {
                 submit(following)?;
             }
@@ -194,6 +196,10 @@ impl<'m> Session<'m> {
                 reason = FinishReason::Cancelled;
                 break;
             }
+            if n < limit && !ahead {
+                next = self.step(&next.token, &mut sampler)?;
+                self.seen.push(id);
+            }
         }
         let decoded = text.tokens.len().saturating_sub(1);
         let decode_seconds = first.elapsed().as_secs_f64();
@@ -216,7 +222,8 @@ impl<'m> Session<'m> {
             if flow == Flow::Stop {
                 break;
             }
-            self.model.run(part, &mut self.state)?;
+            let tokens = Array::from_slice(part, &[1, part.len() as i32])?;
+            self.model.run_for(&tokens, &mut self.state, Wanted::None)?;
             eval(&self.state.arrays())?;
             self.seen.extend_from_slice(part);
             memory::clear_cache()?;
@@ -228,7 +235,13 @@ impl<'m> Session<'m> {
     /// One decode step: token `[1]` to the next one, lazy.
     fn step(&mut self, token: &Array, sampler: &mut Sampler) -> Result<Sampled, GenerateError> {
         let tokens = token.reshape(&[1, 1])?;
-        let logits = self.model.executor().run(&tokens, &mut self.state)?;
+        let logits = self.model.run_for(&tokens, &mut self.state, Wanted::Last)?;
+        let logits = logits.ok_or_else(|| GraphError::Malformed("a call without logits".to_owned()))?;
+        if self.model.executor().is_native()
+            && let Some(sampled) = sampler.greedy(&logits)?
+        {
+            return Ok(sampled);
+        }
         let last = logits.reshape(&[1, -1])?;
         Ok(sampler.sample(&last)?)
     }

@@ -2,8 +2,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use zmlx_graph::pattern::{Backend, PatternReport, rewrite};
 use zmlx_graph::weights::{Format, TensorSpec};
-use zmlx_graph::{Executor, State};
+use zmlx_graph::{Executor, Graph, State, Wanted};
 use zmlx_mlx::stream::{self, Device, Stream, with_stream};
 use zmlx_mlx::{Array, Dtype};
 
@@ -11,6 +12,7 @@ use crate::error::LoadError;
 use crate::families::Built;
 use crate::info::{ModelInfo, describe};
 use crate::options::{DeviceChoice, DtypeChoice, LoadOptions};
+use crate::patch::{PatchError, PatchOptions, PatchReport};
 use crate::source::{Reader, Source};
 use crate::tensors::assemble;
 use crate::tokenizer::Tokenizer;
@@ -28,19 +30,33 @@ pub struct LoadProgress {
 }
 
 /// A model ready to run.
-#[derive(Debug)]
 pub struct Model {
+    source: Source,
+    built: Built,
+    stock: Arc<Graph>,
     executor: Executor,
+    /// What was patched; its counts are those of the moment.
+    patched: Option<Vec<PatternReport>>,
     tokenizer: Option<Tokenizer>,
     eos_token_ids: Vec<u32>,
     info: ModelInfo,
+    /// The dtype asked for; `None` is the checkpoint's.
+    wanted: Option<Dtype>,
     dtype: Dtype,
     stream: Stream,
 }
 
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (family, patched) = (&self.info.family, self.patched.is_some());
+        f.debug_struct("Model").field("family", family).field("patched", &patched).finish_non_exhaustive()
+    }
+}
+
 impl Model {
     /// Loads a model folder (`config.json`, safetensors, and if there the tokenizer's files) or a GGUF file, which has all
-    /// of that in one. `progress` is told about the weights read so far.
+    /// of that in one. `progress` is told about the weights read so far. With `options.patch` it is patched at once, and
+    /// only the weights that the patched graph needs are read; else it runs on stock MLX.
     pub fn load(
         path: &Path,
         options: &LoadOptions,
@@ -50,16 +66,25 @@ impl Model {
         let built = source.build()?;
         let info = describe(&built, &source);
         let stream = stream_for(options.device)?;
-        let dtype = match (options.dtype, stream.device()) {
+        let wanted = match (options.dtype, stream.device()) {
             (DtypeChoice::F32, _) | (DtypeChoice::Auto, Device::Cpu) => Some(Dtype::Float32),
             (DtypeChoice::Bf16, _) => Some(Dtype::Bfloat16),
             (DtypeChoice::F16, _) => Some(Dtype::Float16),
             (DtypeChoice::Auto, Device::Gpu) => None,
         };
-        check_device(&built, stream.device(), dtype)?;
-        let mut arrays = with_stream(stream, || read_weights(&built, &source, dtype, progress))?;
-        let graph = Arc::new(built.graph);
-        let executor = Executor::new(graph, |spec| arrays.remove(&spec.name))?;
+        let stock = Arc::new(built.graph.clone());
+        let weights = Weights { built: &built, source: &source, wanted, stream };
+        let patched = match &options.patch {
+            Some(patch) => weights.patched(&stock, patch, progress).map_err(|e| match e {
+                PatchError::Load(error) => error,
+                error => LoadError::Patch(error.to_string()),
+            })?,
+            None => None,
+        };
+        let (executor, patched) = match patched {
+            Some((executor, patterns)) => (executor, Some(patterns)),
+            None => (weights.stock(&stock, progress)?, None),
+        };
         let tokenizer = source.tokenizer()?;
         let mut eos_token_ids = source.config().eos_token_ids().to_vec();
         if let Some(id) = tokenizer.as_ref().and_then(|t| t.token_to_id(t.eos_token()?))
@@ -67,13 +92,87 @@ impl Model {
         {
             eos_token_ids.push(id);
         }
-        let mut model = Self { executor, tokenizer, eos_token_ids, info, dtype: Dtype::Float32, stream };
-        model.dtype = match dtype {
+        let dtype = Dtype::Float32;
+        let mut model = Self {
+            source,
+            built,
+            stock,
+            executor,
+            patched,
+            tokenizer,
+            eos_token_ids,
+            info,
+            wanted,
+            dtype,
+            stream,
+        };
+        model.dtype = match wanted {
             Some(dtype) => dtype,
             // The dtype that logits come in.
             None => model.run(&[0], &mut model.new_state())?.dtype(),
         };
         Ok(model)
+    }
+
+    /// Replaces what patterns match in the model's graph by fused ops, and loads their weights in the order in which these
+    /// read them fastest. A model that is patched already is patched anew from its stock graph. States made before are of
+    /// no use after. While it loads, old and new weights are both in memory; `LoadOptions::patch` avoids that.
+    ///
+    /// # Errors
+    /// [`PatchError`]; the model stays as it was.
+    pub fn patch(&mut self, options: &PatchOptions) -> Result<PatchReport, PatchError> {
+        let weights =
+            Weights { built: &self.built, source: &self.source, wanted: self.wanted, stream: self.stream };
+        let (executor, patterns) = match weights.patched(&self.stock, options, &mut |_| {})? {
+            Some((executor, patterns)) => (executor, patterns),
+            None => (weights.stock(&self.stock, &mut |_| {})?, Vec::new()),
+        };
+        (self.executor, self.patched) = (executor, Some(patterns));
+        Ok(self.report_of(self.patched.as_deref().unwrap_or_default()))
+    }
+
+    /// Goes back to the stock graph.
+    ///
+    /// # Errors
+    /// [`LoadError`], if the weights cannot be read again; the model stays as it was.
+    pub fn unpatch(&mut self) -> Result<(), LoadError> {
+        let weights =
+            Weights { built: &self.built, source: &self.source, wanted: self.wanted, stream: self.stream };
+        self.executor = weights.stock(&self.stock, &mut |_| {})?;
+        self.patched = None;
+        Ok(())
+    }
+
+    /// Whether it is patched.
+    pub fn is_patched(&self) -> bool {
+        self.patched.is_some()
+    }
+
+    /// What the patch did, and how often its ops have run since.
+    pub fn patch_report(&self) -> Option<PatchReport> {
+        self.patched.as_deref().map(|p| self.report_of(p))
+    }
+
+    fn report_of(&self, patterns: &[PatternReport]) -> PatchReport {
+        let runs = self.executor.runs();
+        let with_counts =
+            |p: &PatternReport| PatternReport { executed: p.matched as u64 * runs, ..p.clone() };
+        PatchReport {
+            patterns: patterns.iter().map(with_counts).collect(),
+            launches_per_token: self.executor.launches_per_token(),
+            native: self.executor.is_native(),
+            threads: self.executor.threads(),
+        }
+    }
+
+    /// The graph that runs.
+    pub fn graph(&self) -> &Graph {
+        self.executor.graph()
+    }
+
+    /// The family's graph, as mlx-lm would run it.
+    pub fn stock_graph(&self) -> &Graph {
+        &self.stock
     }
 
     /// The tokenizer, if the folder has one.
@@ -126,7 +225,7 @@ impl Model {
 
     /// An empty state.
     pub fn new_state(&self) -> State {
-        self.executor.graph().new_state()
+        self.executor.new_state()
     }
 
     /// The logits `[1, length, vocabulary]` of some tokens, which continue what `state` has seen. Lazy. Ids must be within
@@ -138,6 +237,16 @@ impl Model {
             })?;
             self.executor.run(&tokens, state)
         })
+    }
+
+    /// The logits of some positions of `tokens` (`[batch, length]`).
+    pub(crate) fn run_for(
+        &self,
+        tokens: &Array,
+        state: &mut State,
+        wanted: Wanted,
+    ) -> Result<Option<Array>, zmlx_graph::GraphError> {
+        self.executor.run_for(tokens, state, wanted)
     }
 }
 
@@ -160,6 +269,90 @@ fn check_device(built: &Built, device: Device, dtype: Option<Dtype>) -> Result<(
             )))
         }
         _ => Ok(()),
+    }
+}
+
+/// Where weights come from and what they become.
+struct Weights<'a> {
+    built: &'a Built,
+    source: &'a Source,
+    wanted: Option<Dtype>,
+    stream: Stream,
+}
+
+impl Weights<'_> {
+    /// The stock graph with its weights.
+    fn stock(
+        &self,
+        graph: &Arc<Graph>,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Executor, LoadError> {
+        check_device(self.built, self.stream.device(), self.wanted)?;
+        let read = || read_weights(self.built, self.source, self.wanted, progress);
+        let mut arrays = with_stream(self.stream, read)?;
+        Ok(Executor::new(Arc::clone(graph), |spec| arrays.remove(&spec.name))?)
+    }
+
+    /// The patched graph with its weights; `None` if nothing is to be patched or nothing matched.
+    fn patched(
+        &self,
+        graph: &Arc<Graph>,
+        options: &PatchOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Option<(Executor, Vec<PatternReport>)>, PatchError> {
+        let backend = match (self.stream.device(), self.wanted) {
+            (Device::Cpu, Some(Dtype::Float32)) => Backend::Cpu,
+            (Device::Cpu, _) => Backend::Other("16-bit activations on the CPU (load with dtype f32)"),
+            (Device::Gpu, _) => Backend::Other("the GPU"),
+        };
+        let choice = options.choose(backend)?;
+        let threads = options.thread_count()?;
+        if choice.patterns.is_empty() {
+            return Ok(None);
+        }
+        let rewritten = rewrite(graph, &choice)?;
+        if rewritten.patterns.iter().all(|p| p.matched == 0) {
+            let executor = self.stock(graph, progress)?;
+            return Ok(Some((executor, rewritten.patterns)));
+        }
+        let executor = with_stream(self.stream, || self.native(rewritten.graph, threads, progress))?;
+        Ok(Some((executor, rewritten.patterns)))
+    }
+
+    fn native(
+        &self,
+        graph: Graph,
+        threads: usize,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Executor, PatchError> {
+        // Two readers, since a tensor that both MLX and the engine need is read in two forms.
+        let (mut files, mut again) = (self.source.reader()?, self.source.reader()?);
+        let failure = std::cell::RefCell::new(None);
+        let take = |spec: &TensorSpec, files: &mut Reader<'_>| match read_tensor(self.built, spec, files) {
+            Ok(array) => Some(array),
+            Err(error) => {
+                failure.borrow_mut().get_or_insert(error);
+                None
+            }
+        };
+        let total_bytes = self.source.file_bytes();
+        let mut done_bytes = 0;
+        let stored = |spec: &TensorSpec| {
+            let array = take(spec, &mut files)?;
+            done_bytes += array.nbytes() as u64;
+            progress(LoadProgress { done_bytes: done_bytes.min(total_bytes), total_bytes });
+            Some(array)
+        };
+        let converted = |spec: &TensorSpec| {
+            let array = take(spec, &mut again)?;
+            let array = if spec.float { array.astype(Dtype::Float32) } else { Ok(array) };
+            array.map_err(|e| failure.borrow_mut().get_or_insert(e.into()).to_string()).ok()
+        };
+        let executor = Executor::native(Arc::new(graph), threads, stored, converted);
+        match (executor, failure.into_inner()) {
+            (Err(_), Some(error)) => Err(error.into()),
+            (executor, _) => Ok(executor?),
+        }
     }
 }
 

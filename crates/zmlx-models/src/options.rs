@@ -2,6 +2,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::GenerateError;
+use crate::patch::PatchOptions;
 
 macro_rules! choice {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),* $(,)? }) => {
@@ -65,6 +66,8 @@ pub struct LoadOptions {
     pub dtype: DtypeChoice,
     /// Where it runs.
     pub device: DeviceChoice,
+    /// Patch it while loading; `None` loads the stock graph.
+    pub patch: Option<PatchOptions>,
 }
 
 /// How the next token is chosen from the logits. Applied in this order: logit bias, repetition penalty, then (unless

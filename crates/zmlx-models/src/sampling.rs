@@ -72,6 +72,20 @@ impl Sampler {
         Ok(Sampled { token, not_a_number })
     }
 
+    /// The largest logit of computed float32 logits, if nothing else is asked for: a few microseconds in place of five
+    /// ops. The lowest index of equals, as argmax.
+    pub(crate) fn greedy(&self, logits: &Array) -> Result<Option<Sampled>> {
+        let plain = self.key.is_none() && self.recent.is_none() && self.bias.is_none();
+        if !plain || logits.dtype() != Dtype::Float32 {
+            return Ok(None);
+        }
+        let values = logits.as_slice::<f32>()?;
+        let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let odd = !largest.is_finite() || values.iter().any(|v| v.is_nan());
+        let token = values.iter().position(|v| *v == largest).unwrap_or(0) as u32;
+        Ok(Some(Sampled { token: Array::from_slice(&[token], &[1])?, not_a_number: Array::scalar(odd)? }))
+    }
+
     /// Logit bias and repetition penalty.
     fn process(&self, logits: &Array) -> Result<Array> {
         let mut logits = logits.clone();

@@ -35,7 +35,7 @@ fn models(folder: &Path) -> Vec<PathBuf> {
 
 #[track_caller]
 fn check(dir: &Path) {
-    let options = LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu };
+    let options = LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, patch: None };
     let model = Model::load(dir, &options, &mut |_| {}).unwrap();
     let golden = json(&dir.join("golden.json"));
     let cases = golden["f32"].as_array().unwrap();

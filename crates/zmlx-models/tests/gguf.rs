@@ -26,7 +26,7 @@ fn json(path: &Path) -> Json {
 }
 
 fn load(path: &Path) -> Model {
-    let options = LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu };
+    let options = LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, patch: None };
     Model::load(path, &options, &mut |_| {}).unwrap()
 }
 

@@ -37,7 +37,7 @@ fn golden() -> Golden {
 }
 
 fn load() -> Model {
-    let options = LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu };
+    let options = LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, patch: None };
     Model::load(&root().join("models/tiny-lfm2-moe"), &options, &mut |_| {}).unwrap()
 }
 

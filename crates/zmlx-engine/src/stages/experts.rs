@@ -61,6 +61,10 @@ impl Stage for Group {
         "group by expert"
     }
 
+    fn in_decode(&self) -> bool {
+        false
+    }
+
     fn chunks(&self, frame: &Frame<'_>) -> usize {
         usize::from(Choice::grouped(frame))
     }
@@ -273,6 +277,10 @@ const TOKENS: usize = 8;
 impl Stage for Combine {
     fn name(&self) -> &'static str {
         "combine"
+    }
+
+    fn in_decode(&self) -> bool {
+        false
     }
 
     fn chunks(&self, frame: &Frame<'_>) -> usize {

@@ -1,43 +1,63 @@
 //! Products that give heads: queries, keys and values with their norms, rotary embedding and cache.
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use super::{Norm, Source};
 use crate::matrix::{Matrix, Tokens};
 use crate::program::{Buffer, Frame, Local, Slot, Stage};
 use crate::vector;
 
-/// Rotary position embedding.
-#[derive(Debug, Clone)]
+/// Gives cosines and sines of positions: for each of `count` positions from `first` on, all cosines, then all sines.
+pub type Angles = dyn Fn(usize, usize) -> Vec<f32> + Send + Sync;
+
+/// Rotary position embedding, from a table that grows with the positions.
 pub struct Rope {
-    /// `1 / frequency` of each pair, in radians a position.
-    pub inverse_frequencies: Vec<f32>,
+    /// Pairs of a head that are turned.
+    half: usize,
     /// Neighbours are pairs, not halves.
-    pub traditional: bool,
+    traditional: bool,
+    angles: Box<Angles>,
+    table: RwLock<Vec<f32>>,
 }
 
+impl std::fmt::Debug for Rope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Rope({} pairs)", self.half)
+    }
+}
+
+/// Positions by which the table grows at least.
+const TABLE_STEP: usize = 256;
+
 impl Rope {
-    /// The usual frequencies: `base^(-2 i / dims)`, positions multiplied by `scale`.
-    pub fn new(dims: usize, base: f32, scale: f32, traditional: bool) -> Self {
-        // As MLX's CPU rope computes them.
-        let step = base.log2() / (dims / 2) as f32;
-        let inverse_frequencies = (0..dims / 2).map(|i| scale * (-(i as f32) * step).exp2()).collect();
-        Self { inverse_frequencies, traditional }
+    /// A rotary embedding of `half` pairs: neighbours if `traditional`, else the first half with the second.
+    pub fn new(half: usize, traditional: bool, angles: Box<Angles>) -> Self {
+        Self { half, traditional, angles, table: RwLock::default() }
     }
 
-    /// Cosines and sines of a position: first all cosines.
-    fn angles(&self, position: usize, out: &mut Vec<f32>) {
-        out.clear();
-        out.extend(self.inverse_frequencies.iter().map(|f| (position as f32 * f).cos()));
-        out.extend(self.inverse_frequencies.iter().map(|f| (position as f32 * f).sin()));
+    /// Makes the table reach that many positions.
+    fn reach(&self, positions: usize) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let known = table.len() / (2 * self.half);
+        if known < positions {
+            let more = (positions - known).max(known).next_multiple_of(TABLE_STEP);
+            table.extend((self.angles)(known, more));
+        }
     }
 
     /// Turns the leading part of a head.
-    fn turn(&self, angles: &[f32], head: &mut [f32]) {
-        let half = self.inverse_frequencies.len();
-        let (cos, sin) = angles.split_at(half);
-        for i in 0..half {
-            let (a, b) = if self.traditional { (2 * i, 2 * i + 1) } else { (i, i + half) };
-            let (x, y) = (head[a], head[b]);
-            (head[a], head[b]) = (x * cos[i] - y * sin[i], x * sin[i] + y * cos[i]);
+    fn turn(&self, position: usize, head: &mut [f32]) {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let (cos, sin) = table[2 * self.half * position..][..2 * self.half].split_at(self.half);
+        if self.traditional {
+            for ((pair, c), s) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
+                (pair[0], pair[1]) = (pair[0] * c - pair[1] * s, pair[0] * s + pair[1] * c);
+            }
+        } else {
+            let (first, second) = head[..2 * self.half].split_at_mut(self.half);
+            for (((x, y), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                (*x, *y) = (*x * c - *y * s, *x * s + *y * c);
+            }
         }
     }
 }
@@ -54,7 +74,7 @@ pub struct Heads {
     /// Norm over a head.
     pub norm: Option<Norm>,
     /// Whether it is turned.
-    pub rope: Option<Rope>,
+    pub rope: Option<Arc<Rope>>,
 }
 
 /// Queries to a buffer `[tokens, heads * width]`, keys and values to a cache.
@@ -73,6 +93,10 @@ pub struct Qkv {
 impl Stage for Qkv {
     fn name(&self) -> &'static str {
         "qkv + norm + rope + append"
+    }
+
+    fn prepare(&self, positions: usize) {
+        self.parts.iter().filter_map(|p| p.rope.as_ref()).for_each(|rope| rope.reach(positions));
     }
 
     fn chunks(&self, _: &Frame<'_>) -> usize {
@@ -115,8 +139,7 @@ impl Stage for Qkv {
                 vector::rms_norm(&local.c, norm.weight.as_deref(), norm.eps, y);
             }
             if let Some(rope) = &part.rope {
-                rope.angles(position, &mut local.c);
-                rope.turn(&local.c, y);
+                rope.turn(position, y);
             }
             let at = ((sequence * kv_heads + head) * capacity + position) * width;
             // SAFETY: this head of this token is this chunk's.

@@ -12,7 +12,7 @@ mod source;
 pub use attention::Attend;
 pub use conv::ShortConv;
 pub use experts::{Choice, Combine, ExpertsDown, ExpertsUp, Group};
-pub use heads::{Heads, Qkv, Rope};
+pub use heads::{Angles, Heads, Qkv, Rope};
 pub use linear::{Gated, Linear};
 pub use plain::{Add, Embed, RmsNorm};
 pub use router::{Route, Scores};

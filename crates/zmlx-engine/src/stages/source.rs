@@ -96,6 +96,10 @@ impl Stage for Pack {
         "pack"
     }
 
+    fn in_decode(&self) -> bool {
+        false
+    }
+
     fn chunks(&self, frame: &Frame<'_>) -> usize {
         let rows = self.0.rows(frame);
         if frame.shares(rows) { rows.div_ceil(ROWS) } else { 0 }

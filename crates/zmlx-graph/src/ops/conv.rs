@@ -63,7 +63,7 @@ impl Op for ConvStep {
 }
 
 /// Depthwise convolution along the length: `[batch, length, channels]` with weight `[channels, kernel, 1]`, no padding.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct DepthwiseConv1d {
     /// The kernels.
     pub weight: WeightId,

@@ -64,7 +64,7 @@ impl Op for Embedding {
 }
 
 /// `x @ w.T + b`: `[..., in]` to `[..., out]`, dense or quantised.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Linear {
     /// The matrix `[out, in]`.
     pub weight: WeightId,

@@ -1,0 +1,95 @@
+use std::sync::Arc;
+
+use zmlx_engine::stages::{Attend, Linear as LinearStage, Source};
+
+use super::residual;
+use crate::fidelity::Fidelity;
+use crate::fused::Body;
+use crate::native::{Form, Lowering, LoweringError};
+use crate::ops::{Attention, Linear};
+use crate::pattern::{Match, Pattern};
+
+/// Attention over the engine's cache, with what follows it.
+pub static PATTERN: Pattern = Pattern {
+    name: "attention_out",
+    summary: "attention over the cache, output product and residual",
+    class: Fidelity::TokenIdentical,
+    templates: &["
+        a = attention(q, keys, values)
+        m = merge_heads(a)
+        o = linear(m)
+        h = add?(o, r)
+        return h
+    "],
+    build,
+};
+
+#[derive(Debug)]
+struct Fused {
+    scale: f32,
+    linear: Linear,
+    heads: usize,
+    width: usize,
+    columns: usize,
+    value_width: usize,
+    inputs: [usize; 2],
+    residual: Option<usize>,
+}
+
+fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
+    let cached = m.producer("keys").and_then(|n| n.op.fused()).filter(|f| f.pattern == "qkv_rope_append");
+    let qkv = cached.ok_or("its cache is not the engine's (qkv_rope_append is off or did not match)")?;
+    // The heads are those of the query product.
+    let heads = qkv.reference.nodes.iter().filter_map(|n| {
+        let op: &dyn std::any::Any = &*n.op;
+        op.downcast_ref::<crate::ops::SplitHeads>()
+    });
+    let counts: Vec<usize> = heads.map(|h| h.heads.max(1) as usize).collect();
+    let heads = counts.iter().copied().max().ok_or("no heads")?;
+    let widths: Vec<usize> = qkv
+        .reference
+        .nodes
+        .iter()
+        .filter_map(|n| {
+            let op: &dyn std::any::Any = &*n.op;
+            m.matrix(op.downcast_ref::<Linear>()?.weight).ok()
+        })
+        .map(|(rows, _)| rows)
+        .collect();
+    let width = widths.iter().max().map_or(0, |rows| rows / heads);
+    let linear = m.need::<Linear>("o")?.clone();
+    let (_, columns) = m.matrix(linear.weight)?;
+    let scale = m.need::<Attention>("a")?.scale;
+    let inputs = [m.input("q")?, m.input("keys")?];
+    let residual = m.node("h").map(|_| m.input("r")).transpose()?;
+    Ok(Arc::new(Fused {
+        scale,
+        linear,
+        heads,
+        width,
+        columns,
+        value_width: columns / heads,
+        inputs,
+        residual,
+    }))
+}
+
+impl Body for Fused {
+    fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
+        let queries = l.input(self.inputs[0], Form::Heads { heads: self.heads, width: self.width })?;
+        let slot = l.cache(self.inputs[1])?;
+        let attended = l.temporary(self.heads * self.value_width);
+        l.push(Attend { queries, heads: self.heads, slot, scale: self.scale, window: None, out: attended });
+        let matrix = l.matrix(self.linear.weight)?;
+        if matrix.columns() != self.columns {
+            return Err(LoweringError::Pattern("the output product has another width".to_owned()));
+        }
+        let source = Source::new(attended, None, &matrix);
+        l.push(source.pack());
+        let residual = residual(l, self.residual, matrix.rows())?;
+        let bias = l.bias(self.linear.bias)?;
+        let out = l.output(0, Form::Flat { width: matrix.rows() });
+        l.push(LinearStage { source, matrix, bias, residual, out, wanted_only: false });
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+use std::sync::Arc;
+
+use zmlx_engine::stages::{Activation, Choice, Combine, ExpertsDown, ExpertsUp, Group, Source};
+
+use super::{NormOf, activation, alike, residual, source};
+use crate::fidelity::Fidelity;
+use crate::fused::Body;
+use crate::native::{Form, Lowering, LoweringError};
+use crate::ops::{ExpertLinear, Sum};
+use crate::pattern::{Match, Pattern};
+use crate::weights::WeightId;
+
+/// The routed experts: two stages a token.
+pub static PATTERN: Pattern = Pattern {
+    name: "moe_mlp",
+    summary: "experts' gate, up and activation as one stage; down, weights, sum and residual as another",
+    class: Fidelity::TokenIdentical,
+    templates: &["
+        n ~ rms_norm?(x)
+        rows, expert, order = expert_sort(n, indices)
+        up = expert_linear(rows, expert)
+        gate = expert_linear(rows, expert)
+        a = swiglu|geglu_tanh|geglu_erf(gate, up)
+        down = expert_linear(a, expert)
+        y = expert_unsort(down, order, indices)
+        we = expand_last(weights)
+        yw = multiply(y, we)
+        s = sum(yw)
+        c = cast?(s, y)
+        h = add?(c, r)
+        return h
+    "],
+    build,
+};
+
+#[derive(Debug)]
+struct Fused {
+    input: usize,
+    indices: usize,
+    weights: usize,
+    residual: Option<usize>,
+    norm: NormOf,
+    k: usize,
+    gate: WeightId,
+    up: WeightId,
+    down: WeightId,
+    activation: Activation,
+}
+
+fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
+    let expert = |name: &str| -> Result<WeightId, String> {
+        let weight = m.need::<ExpertLinear>(name)?.weight;
+        m.matrix(weight)?;
+        Ok(weight)
+    };
+    let (gate, up, down) = (expert("gate")?, expert("up")?, expert("down")?);
+    if m.weight(gate)?.format != m.weight(up)?.format {
+        return Err("gate and up are stored differently".to_owned());
+    }
+    let Sum { axis: -2, keepdims: false } = m.need::<Sum>("s")? else {
+        return Err("experts are summed over another axis".to_owned());
+    };
+    let router = m.producer("indices").and_then(|n| n.op.fused()).filter(|f| f.pattern == "router");
+    let k = router.and_then(|f| {
+        f.reference.nodes.iter().find_map(|n| {
+            let op: &dyn std::any::Any = &*n.op;
+            Some(op.downcast_ref::<crate::ops::TopKIndices>()?.k)
+        })
+    });
+    let k = k.ok_or("its router is not fused (router is off or did not match)")?;
+    let activation = activation(&m.node("a").ok_or("no activation")?.op)?;
+    let input = m.input("x").or_else(|_| m.input("n"))?;
+    let residual = m.node("h").map(|_| m.input("r")).transpose()?;
+    let (indices, weights) = (m.input("indices")?, m.input("weights")?);
+    let norm = m.norm("n");
+    Ok(Arc::new(Fused { input, indices, weights, residual, norm, k: k as usize, gate, up, down, activation }))
+}
+
+impl Body for Fused {
+    fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
+        let (gate, up, down) = (l.matrix(self.gate)?, l.matrix(self.up)?, l.matrix(self.down)?);
+        alike(&gate, &up)?;
+        let indices = l.input(self.indices, Form::Indices { width: self.k })?;
+        let weights = l.input(self.weights, Form::Flat { width: self.k })?;
+        let mut choice = Choice { indices, k: self.k, experts: gate.experts(), lists: indices };
+        choice.lists = l.temporary(choice.list_width());
+        l.push(Group(choice));
+        let source = source(l, self.input, self.norm, &gate)?;
+        let inner = l.temporary(self.k * gate.rows());
+        l.push(ExpertsUp { source, choice, gate, up, activation: self.activation, out: inner });
+        let source = Source { per_token: self.k, ..Source::new(inner, None, &down) };
+        l.push(source.pack());
+        let width = down.rows();
+        let slots = l.temporary(self.k * width);
+        let residual = residual(l, self.residual, width)?;
+        let out = l.output(0, Form::Flat { width });
+        l.push(ExpertsDown { source, choice, down, weights, residual, slots, out });
+        l.push(Combine { choice, weights, slots, residual, out, width });
+        Ok(())
+    }
+}

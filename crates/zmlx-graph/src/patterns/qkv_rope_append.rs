@@ -1,0 +1,124 @@
+use std::sync::Arc;
+
+use zmlx_engine::program::Slot;
+use zmlx_engine::stages::{Heads, Qkv};
+
+use super::{NormOf, alike, source};
+use crate::fidelity::Fidelity;
+use crate::fused::Body;
+use crate::native::{Form, Lowering, LoweringError, Turn};
+use crate::ops::{KvAppend, Linear, Rope, RopeFrequencies, SplitHeads, Transpose};
+use crate::pattern::{Match, Pattern};
+use crate::state::SlotId;
+
+/// Queries, keys and values of one token in one pass over their matrices.
+pub static PATTERN: Pattern = Pattern {
+    name: "qkv_rope_append",
+    summary: "norm, q/k/v products, norms of heads, rope and cache append as one op",
+    class: Fidelity::TokenIdentical,
+    templates: &["
+        n ~ rms_norm?(x)
+        q0 = linear(n)
+        k0 = linear(n)
+        v0 = linear(n)
+        q1 = split_heads(q0)
+        q2 = rms_norm?(q1)
+        q3 = transpose(q2)
+        q4 = rope|rope_frequencies?(q3)
+        k1 = split_heads(k0)
+        k2 = rms_norm?(k1)
+        k3 = transpose(k2)
+        k4 = rope|rope_frequencies?(k3)
+        v1 = split_heads(v0)
+        v2 = transpose(v1)
+        keys, values = kv_append(k4, v2)
+        return q4, keys, values
+    "],
+    build,
+};
+
+#[derive(Debug)]
+struct Part {
+    linear: Linear,
+    heads: usize,
+    width: usize,
+    norm: NormOf,
+    turn: Option<Turn>,
+}
+
+#[derive(Debug)]
+struct Fused {
+    input: usize,
+    norm: NormOf,
+    parts: [Part; 3],
+    slot: SlotId,
+}
+
+fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
+    let part = |letter: &str| -> Result<Part, String> {
+        let name = |n: u8| format!("{letter}{n}");
+        let linear = m.need::<Linear>(&name(0))?.clone();
+        let heads = m.need::<SplitHeads>(&name(1))?.heads.max(1) as usize;
+        let (rows, _) = m.matrix(linear.weight)?;
+        if rows % heads != 0 || (rows / heads) % 8 != 0 {
+            return Err(format!("{heads} heads in {rows} rows: heads of a multiple of 8 are supported"));
+        }
+        let turned = if letter == "v" { name(2) } else { name(3) };
+        if m.need::<Transpose>(&turned)?.0 != [0, 2, 1, 3] {
+            return Err("heads are brought to another place than in front of the length".to_owned());
+        }
+        let turn = match (m.op::<Rope>(&name(4)), m.op::<RopeFrequencies>(&name(4))) {
+            (Some(r), _) => Some(Turn {
+                dims: r.dims,
+                traditional: r.traditional,
+                base: Some(r.base),
+                scale: r.scale,
+                frequencies: None,
+            }),
+            (None, Some(r)) => {
+                let made = r.frequencies.array(r.dims).and_then(|a| a.to_vec::<f32>());
+                let frequencies = Some(made.map_err(|e| e.to_string())?);
+                Some(Turn { dims: r.dims, traditional: r.traditional, base: None, scale: 1.0, frequencies })
+            }
+            (None, None) => None,
+        };
+        Ok(Part { linear, heads, width: rows / heads, norm: m.norm(&name(2)), turn })
+    };
+    let parts = [part("q")?, part("k")?, part("v")?];
+    if parts[1].heads != parts[2].heads {
+        return Err("keys and values have different numbers of heads".to_owned());
+    }
+    let slot = m.need::<KvAppend>("keys")?.slot;
+    let input = m.input(if m.node("n").is_some() { "x" } else { "n" }).or_else(|_| m.input("x"))?;
+    Ok(Arc::new(Fused { input, norm: m.norm("n"), parts, slot }))
+}
+
+impl Body for Fused {
+    fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
+        let mut parts = Vec::new();
+        for part in &self.parts {
+            parts.push(Heads {
+                matrix: l.matrix(part.linear.weight)?,
+                bias: l.bias(part.linear.bias)?,
+                heads: part.heads,
+                norm: l.norm(part.norm)?,
+                rope: part.turn.as_ref().map(|t| l.rope(t)),
+            });
+        }
+        let [q, k, v] =
+            <[Heads; 3]>::try_from(parts).map_err(|_| LoweringError::Pattern("three parts".to_owned()))?;
+        if q.matrix.layout() != k.matrix.layout() || k.matrix.layout() != v.matrix.layout() {
+            return Err(LoweringError::Pattern("q, k and v are stored differently".to_owned()));
+        }
+        alike(&k.matrix, &v.matrix)
+            .or_else(|e| if self.parts[1].width == self.parts[2].width { Err(e) } else { Ok(()) })?;
+        let source = source(l, self.input, self.norm, &q.matrix)?;
+        let empty = Slot::kv(self.parts[1].heads, self.parts[1].width, self.parts[2].width);
+        let slot = l.slot(self.slot, empty);
+        let out = l.output(0, Form::Heads { heads: self.parts[0].heads, width: self.parts[0].width });
+        l.output_cache(1, slot, false);
+        l.output_cache(2, slot, true);
+        l.push(Qkv { source, parts: [q, k, v], slot, out });
+        Ok(())
+    }
+}

@@ -1,0 +1,138 @@
+use std::sync::Arc;
+
+use zmlx_engine::stages::{Linear as LinearStage, Route, Scores};
+
+use super::{NormOf, source};
+use crate::fidelity::Fidelity;
+use crate::fused::Body;
+use crate::native::{Form, Lowering, LoweringError};
+use crate::ops::{AddScalar, AddWeight, Linear, MultiplyScalar, Softmax, Sum, TopKIndices};
+use crate::pattern::{Match, Pattern};
+use crate::weights::WeightId;
+
+/// From activations to chosen experts and their weights.
+///
+/// The choice is that of MLX's argpartition on the CPU: the `k` largest pairs (score, index), so of equal scores the
+/// higher index. The order among the chosen is ascending by that pair; argpartition leaves them in no stated order.
+pub static PATTERN: Pattern = Pattern {
+    name: "router",
+    summary: "norm, logits, scores, bias, top-k, renormalisation and scale as one op",
+    class: Fidelity::TokenIdentical,
+    templates: &[
+        // Sigmoid scores, a bias that counts for the choice only.
+        "
+        n ~ rms_norm?(x)
+        logits = linear(n)
+        scores = sigmoid(logits)
+        wide = cast?(scores)
+        ranked = add_weight?(wide)
+        indices = top_k_indices(ranked)
+        w = take_along_last(scores, indices)
+        total = sum(w)
+        floored = add_scalar?(total)
+        shares = divide(w, floored)
+        scaled = multiply_scalar?(shares)
+        weights = cast?(scaled, n)
+        return indices, weights
+    ",
+        "
+        n ~ rms_norm?(x)
+        logits = linear(n)
+        scores = sigmoid(logits)
+        wide = cast?(scores)
+        ranked = add_weight?(wide)
+        indices = top_k_indices(ranked)
+        w = take_along_last(scores, indices)
+        scaled = multiply_scalar?(w)
+        weights = cast?(scaled, n)
+        return indices, weights
+    ",
+        // Softmax over all experts.
+        "
+        n ~ rms_norm?(x)
+        logits = linear(n)
+        scores = softmax(logits)
+        indices = top_k_indices(scores)
+        w = take_along_last(scores, indices)
+        total = sum(w)
+        floored = add_scalar?(total)
+        shares = divide(w, floored)
+        return indices, shares
+    ",
+        "
+        n ~ rms_norm?(x)
+        logits = linear(n)
+        scores = softmax(logits)
+        indices = top_k_indices(scores)
+        w = take_along_last(scores, indices)
+        return indices, w
+    ",
+    ],
+    build,
+};
+
+#[derive(Debug)]
+struct Fused {
+    input: usize,
+    norm: NormOf,
+    linear: Linear,
+    scores: Scores,
+    bias: Option<WeightId>,
+    k: usize,
+    renormalise: Option<f32>,
+    scale: f32,
+}
+
+fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
+    let linear = m.need::<Linear>("logits")?.clone();
+    let (experts, _) = m.matrix(linear.weight)?;
+    let k = m.need::<TopKIndices>("indices")?.k;
+    if k < 1 || k as usize > experts {
+        return Err(format!("{k} of {experts} experts"));
+    }
+    let scores = if m.op::<Softmax>("scores").is_some() { Scores::Softmax } else { Scores::Sigmoid };
+    let bias = m.op::<AddWeight>("ranked").map(|b| b.weight);
+    let renormalise = match m.op::<Sum>("total") {
+        Some(Sum { axis: -1, keepdims: true }) => {
+            Some(m.op::<AddScalar>("floored").map_or(0.0, |a| a.0 as f32))
+        }
+        Some(_) => return Err("weights are summed over another axis".to_owned()),
+        None => None,
+    };
+    let scale = m.op::<MultiplyScalar>("scaled").map_or(1.0, |s| s.0 as f32);
+    let input = m.input("x").or_else(|_| m.input("n"))?;
+    Ok(Arc::new(Fused { input, norm: m.norm("n"), linear, scores, bias, k: k as usize, renormalise, scale }))
+}
+
+impl Body for Fused {
+    fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
+        let matrix = l.matrix(self.linear.weight)?;
+        let experts = matrix.rows();
+        let source = source(l, self.input, self.norm, &matrix)?;
+        let logits = l.temporary(experts);
+        let linear_bias = l.bias(self.linear.bias)?;
+        l.push(LinearStage {
+            source,
+            matrix,
+            bias: linear_bias,
+            residual: None,
+            out: logits,
+            wanted_only: false,
+        });
+        let bias = l.bias(self.bias)?;
+        let indices = l.output(0, Form::Indices { width: self.k });
+        let weights = l.output(1, Form::Flat { width: self.k });
+        l.push(Route {
+            logits,
+            experts,
+            k: self.k,
+            scores: self.scores,
+            bias,
+            renormalise: self.renormalise,
+            scale: self.scale,
+            indices,
+            weights,
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,90 @@
+use std::sync::Arc;
+
+use zmlx_engine::stages::{Activation, Gated, Linear as LinearStage, Source};
+
+use super::{NormOf, activation, alike, residual, source};
+use crate::fidelity::Fidelity;
+use crate::fused::Body;
+use crate::native::{Form, Lowering, LoweringError};
+use crate::ops::Linear;
+use crate::pattern::{Match, Pattern};
+
+/// A feed-forward part gated by SiLU.
+pub static PATTERN: Pattern = Pattern {
+    name: "swiglu_mlp",
+    summary: "norm, gate and up products, SiLU, down product and residual as two stages",
+    class: Fidelity::TokenIdentical,
+    templates: &["
+        n ~ rms_norm?(x)
+        g = linear(n)
+        u = linear(n)
+        a = swiglu(g, u)
+        d = linear(a)
+        h = add?(d, r)
+        return h
+    "],
+    build,
+};
+
+/// A feed-forward part gated by GELU: its own pattern, so that neither is ever taken for the other.
+pub static GEGLU: Pattern = Pattern {
+    name: "geglu_mlp",
+    summary: "norm, gate and up products, GELU, down product and residual as two stages",
+    class: Fidelity::TokenIdentical,
+    templates: &["
+        n ~ rms_norm?(x)
+        g = linear(n)
+        u = linear(n)
+        a = geglu_tanh|geglu_erf(g, u)
+        d = linear(a)
+        h = add?(d, r)
+        return h
+    "],
+    build,
+};
+
+#[derive(Debug)]
+struct Fused {
+    input: usize,
+    norm: NormOf,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    activation: Activation,
+    residual: Option<usize>,
+}
+
+fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
+    let linear = |name: &str| -> Result<Linear, String> {
+        let linear = m.need::<Linear>(name)?.clone();
+        m.matrix(linear.weight)?;
+        Ok(linear)
+    };
+    let (gate, up, down) = (linear("g")?, linear("u")?, linear("d")?);
+    if m.weight(gate.weight)?.format != m.weight(up.weight)?.format {
+        return Err("gate and up are stored differently".to_owned());
+    }
+    let activation = activation(&m.node("a").ok_or("no activation")?.op)?;
+    let input = m.input("x").or_else(|_| m.input("n"))?;
+    let residual = m.node("h").map(|_| m.input("r")).transpose()?;
+    Ok(Arc::new(Fused { input, norm: m.norm("n"), gate, up, down, activation, residual }))
+}
+
+impl Body for Fused {
+    fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
+        let (gate, up, down) =
+            (l.matrix(self.gate.weight)?, l.matrix(self.up.weight)?, l.matrix(self.down.weight)?);
+        alike(&gate, &up)?;
+        let source = source(l, self.input, self.norm, &gate)?;
+        let biases = [l.bias(self.gate.bias)?, l.bias(self.up.bias)?];
+        let inner = l.temporary(gate.rows());
+        l.push(Gated { source, gate, up, biases, activation: self.activation, out: inner });
+        let source = Source::new(inner, None, &down);
+        l.push(source.pack());
+        let residual = residual(l, self.residual, down.rows())?;
+        let bias = l.bias(self.down.bias)?;
+        let out = l.output(0, Form::Flat { width: down.rows() });
+        l.push(LinearStage { source, matrix: down, bias, residual, out, wanted_only: false });
+        Ok(())
+    }
+}
