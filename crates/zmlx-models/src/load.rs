@@ -72,6 +72,8 @@ impl Model {
             (DtypeChoice::F16, _) => Some(Dtype::Float16),
             (DtypeChoice::Auto, Device::Gpu) => None,
         };
+        // Before the weights, so that a bad one does not cost their time.
+        let tokenizer = source.tokenizer()?;
         let stock = Arc::new(built.graph.clone());
         let weights = Weights { built: &built, source: &source, wanted, stream };
         let patched = match &options.patch {
@@ -85,7 +87,6 @@ impl Model {
             Some((executor, patterns)) => (executor, Some(patterns)),
             None => (weights.stock(&stock, progress)?, None),
         };
-        let tokenizer = source.tokenizer()?;
         let mut eos_token_ids = source.config().eos_token_ids().to_vec();
         if let Some(id) = tokenizer.as_ref().and_then(|t| t.token_to_id(t.eos_token()?))
             && !eos_token_ids.contains(&id)

@@ -114,14 +114,22 @@ fn metadata() {
         ("spm", |w| w.text("tokenizer.ggml.model", "llama"), &["tokenizer.ggml.model", "gpt2"]),
         ("pre", |w| w.text("tokenizer.ggml.pre", "tekken"), &["tekken", "smollm", "llama-bpe"]),
         ("no tokens", |w| w.remove("tokenizer.ggml.tokens"), &["tokenizer.ggml.tokens", "missing"]),
-        ("merges of nothing", |w| w.texts("tokenizer.ggml.merges", &["zz yy".to_owned()]), &["zz"]),
+        ("a merge of one", |w| w.texts("tokenizer.ggml.merges", &["zz".to_owned()]), &["\"zz\" is no pair"]),
     ];
     for (what, edit, words) in cases {
         let mut w = tiny();
         edit(&mut w);
         expect(dir.path(), what, &w.bytes(), words);
     }
-    let more: [(&str, Edit, &[&str]); 4] = [
+    let more: [(&str, Edit, &[&str]); 5] = [
+        (
+            "merges of nothing",
+            |w| {
+                w.texts("tokenizer.ggml.tokens", &["a".to_owned(), "ab".to_owned()]);
+                w.texts("tokenizer.ggml.merges", &["a b".to_owned()])
+            },
+            &["`b` out of vocabulary"],
+        ),
         (
             "token twice",
             |w| w.texts("tokenizer.ggml.tokens", &["a".to_owned(), "a".to_owned()]),

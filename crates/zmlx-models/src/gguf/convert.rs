@@ -12,10 +12,12 @@ use zmlx_mlx::Array;
 use super::GgufError;
 use super::header::{GROUP, GgufTensor, Kind};
 
-/// Bytes of the file that a thread reads at a time.
-const CHUNK: usize = 1 << 20;
+/// Bytes of the file that a thread reads at a time: they stay in its cache.
+const CHUNK: usize = 256 << 10;
 
-/// A quantised tensor: `w = scale * code + bias` for each group of 32, rows in order.
+/// A quantised tensor: `w = scale * code + bias` for each group of 32, rows in order. Its buffers serve one tensor after
+/// another, since fresh memory costs more than what is done with it.
+#[derive(Debug, Default)]
 pub(super) struct Affine {
     /// Codes, little-endian.
     pub(super) packed: Vec<u32>,
@@ -81,12 +83,18 @@ impl Rows {
         if row < half { 2 * row } else { 2 * (row - half) + 1 }
     }
 
-    /// The bytes of unit `index`.
-    fn read(&self, file: &File, tensor: &GgufTensor, index: usize, rows: usize) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; rows * self.bytes];
+    /// Reads the bytes of unit `index`.
+    fn read(
+        &self,
+        file: &File,
+        tensor: &GgufTensor,
+        index: usize,
+        rows: usize,
+        bytes: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        bytes.resize(rows * self.bytes, 0);
         let at = tensor.offset + index as u64 * self.unit as u64 * self.bytes as u64;
-        file.read_exact_at(&mut bytes, at)?;
-        Ok(bytes)
+        file.read_exact_at(bytes, at)
     }
 }
 
@@ -107,23 +115,22 @@ pub(super) fn affine(
     tensor: &GgufTensor,
     bits: i32,
     heads: Option<i32>,
-) -> Result<Affine, GgufError> {
+    out: &mut Affine,
+) -> Result<(), GgufError> {
     let (rows, columns) = extent(tensor, heads);
     let layout = Rows::new(tensor, rows, columns, heads);
     let groups = columns / GROUP;
     let words = columns * bits as usize / 32;
-    let mut out = Affine {
-        packed: vec![0; rows * words],
-        scales: vec![f16::ZERO; rows * groups],
-        biases: vec![f16::ZERO; rows * groups],
-    };
+    out.packed.resize(rows * words, 0);
+    out.scales.resize(rows * groups, f16::ZERO);
+    out.biases.resize(rows * groups, f16::ZERO);
     let units = out.packed.par_chunks_mut(layout.unit * words);
     let units = units.zip(out.scales.par_chunks_mut(layout.unit * groups));
     let units = units.zip(out.biases.par_chunks_mut(layout.unit * groups)).enumerate();
     let fine = units
-        .map(|(index, ((packed, scales), biases))| {
+        .map_init(Vec::new, |bytes, (index, ((packed, scales), biases))| {
             let rows = scales.len() / groups;
-            let bytes = layout.read(file, tensor, index, rows)?;
+            layout.read(file, tensor, index, rows, bytes)?;
             let mut fine = true;
             for row in 0..rows {
                 let from = layout.source(row, rows) * layout.bytes;
@@ -139,7 +146,7 @@ pub(super) fn affine(
         })
         .try_reduce(|| true, |a, b| Ok(a & b));
     match fine {
-        Ok(true) => Ok(out),
+        Ok(true) => Ok(()),
         Ok(false) => Err(GgufError::Scale { path: path.to_owned(), tensor: tensor.name.clone() }),
         Err(source) => Err(GgufError::Read { path: path.to_owned(), source }),
     }
@@ -147,43 +154,62 @@ pub(super) fn affine(
 
 /// Decodes a row's blocks; says whether every scale and bias is finite.
 fn decode_row(kind: Kind, row: &[u8], packed: &mut [u32], scales: &mut [f16], biases: &mut [f16]) -> bool {
-    let size = kind.block().1;
-    let words = packed.len() / scales.len().max(1);
+    match kind {
+        // Codes 0 to 15 stand for -8 to 7.
+        Kind::Q4_0 => decode_blocks(row, packed, scales, biases, |block: &[u8; 18], words: &mut [u32; 4]| {
+            nibbles(&block[2..], words);
+            let scale = half(block, 0);
+            (scale, times_minus_power_of_two(scale, 3))
+        }),
+        Kind::Q4_1 => decode_blocks(row, packed, scales, biases, |block: &[u8; 20], words: &mut [u32; 4]| {
+            nibbles(&block[4..], words);
+            (half(block, 0), half(block, 2))
+        }),
+        // Codes are -128 to 127 there and 0 to 255 here: the same bits but the highest.
+        _ => decode_blocks(row, packed, scales, biases, |block: &[u8; 34], words: &mut [u32; 8]| {
+            for (word, four) in words.iter_mut().zip(block[2..].as_chunks::<4>().0) {
+                *word = u32::from_le_bytes(*four) ^ 0x8080_8080;
+            }
+            let scale = half(block, 0);
+            (scale, times_minus_power_of_two(scale, 7))
+        }),
+    }
+}
+
+fn decode_blocks<const BYTES: usize, const WORDS: usize>(
+    row: &[u8],
+    packed: &mut [u32],
+    scales: &mut [f16],
+    biases: &mut [f16],
+    decode: impl Fn(&[u8; BYTES], &mut [u32; WORDS]) -> (f16, f16),
+) -> bool {
     let mut fine = true;
-    let blocks = row.chunks_exact(size).zip(packed.chunks_exact_mut(words));
+    let blocks = row.as_chunks::<BYTES>().0.iter().zip(packed.as_chunks_mut::<WORDS>().0);
     for ((block, words), (scale, bias)) in blocks.zip(scales.iter_mut().zip(biases.iter_mut())) {
-        let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]);
-        *scale = half(0);
-        match kind {
-            // Codes 0 to 15 stand for -8 to 7.
-            Kind::Q4_0 => {
-                *bias = f16::from_f32(-8.0 * scale.to_f32());
-                nibbles(&block[2..], words);
-            }
-            Kind::Q4_1 => {
-                *bias = half(2);
-                nibbles(&block[4..], words);
-            }
-            // Codes are -128 to 127 there and 0 to 255 here: the same bits but the highest.
-            _ => {
-                *bias = f16::from_f32(-128.0 * scale.to_f32());
-                for (word, four) in words.iter_mut().zip(block[2..].chunks_exact(4)) {
-                    *word = u32::from_le_bytes([four[0], four[1], four[2], four[3]]) ^ 0x8080_8080;
-                }
-            }
-        }
-        fine &= scale.is_finite() && bias.is_finite();
+        (*scale, *bias) = decode(block, words);
+        fine &= scale.is_finite() & bias.is_finite();
     }
     fine
 }
 
+fn half(block: &[u8], at: usize) -> f16 {
+    f16::from_le_bytes([block[at], block[at + 1]])
+}
+
+/// `-2^power * x`, which is exact unless it overflows.
+fn times_minus_power_of_two(x: f16, power: u16) -> f16 {
+    let (bits, exponent) = (x.to_bits(), x.to_bits() >> 10 & 31);
+    if exponent == 0 || exponent + power >= 31 {
+        return f16::from_f32(-f32::from(1u16 << power) * x.to_f32());
+    }
+    f16::from_bits((bits + (power << 10)) ^ 0x8000)
+}
+
 /// 16 bytes hold elements 0 to 15 in their low halves and 16 to 31 in their high halves; here element `i` is bits
 /// `4 i` to `4 i + 3`.
-fn nibbles(bytes: &[u8], words: &mut [u32]) {
-    for (i, eight) in bytes.chunks_exact(8).enumerate().take(2) {
-        let mut all = [0; 8];
-        all.copy_from_slice(eight);
-        let all = u64::from_le_bytes(all);
+fn nibbles(bytes: &[u8], words: &mut [u32; 4]) {
+    for (i, eight) in bytes.as_chunks::<8>().0.iter().enumerate().take(2) {
+        let all = u64::from_le_bytes(*eight);
         words[i] = squeeze(all);
         words[i + 2] = squeeze(all >> 4);
     }
@@ -221,17 +247,20 @@ fn numbers<T: Copy + Default + Send, const N: usize>(
     let (rows, columns) = extent(tensor, heads);
     let layout = Rows::new(tensor, rows, columns, heads);
     let mut out = vec![T::default(); rows * columns];
-    out.par_chunks_mut(layout.unit * columns).enumerate().try_for_each(|(index, unit)| {
-        let rows = unit.len() / columns;
-        let bytes = layout.read(file, tensor, index, rows)?;
-        for (row, to) in unit.chunks_exact_mut(columns).enumerate() {
-            let from = layout.source(row, rows) * layout.bytes;
-            for (to, number) in to.iter_mut().zip(bytes[from..from + layout.bytes].as_chunks::<N>().0) {
-                *to = decode(*number);
+    out.par_chunks_mut(layout.unit * columns).enumerate().try_for_each_init(
+        Vec::new,
+        |bytes, (index, unit)| {
+            let rows = unit.len() / columns;
+            layout.read(file, tensor, index, rows, bytes)?;
+            for (row, to) in unit.chunks_exact_mut(columns).enumerate() {
+                let from = layout.source(row, rows) * layout.bytes;
+                for (to, number) in to.iter_mut().zip(bytes[from..from + layout.bytes].as_chunks::<N>().0) {
+                    *to = decode(*number);
+                }
             }
-        }
-        io::Result::Ok(())
-    })?;
+            io::Result::Ok(())
+        },
+    )?;
     Ok(out)
 }
 
@@ -283,6 +312,7 @@ mod tests {
 
     #[test]
     fn blocks_keep_their_values_exactly() {
+        let mut out = Affine::default();
         for (kind, shape) in [
             (Kind::Q4_0, &[3, 64][..]),
             (Kind::Q4_1, &[2, 5, 96]),
@@ -293,18 +323,19 @@ mod tests {
         ] {
             let (file, tensor, numbers) = random(kind, shape);
             let bits = kind.bits().unwrap();
-            let affine = affine(file.path(), file.as_file(), &tensor, bits, None).unwrap();
-            assert!(decoded(&affine, bits as usize) == numbers, "{kind:?} {shape:?}");
+            affine(file.path(), file.as_file(), &tensor, bits, None, &mut out).unwrap();
+            assert!(decoded(&out, bits as usize) == numbers, "{kind:?} {shape:?}");
         }
     }
 
     #[test]
     fn rotary_pairs_come_apart() {
         let (file, tensor, numbers) = random(Kind::Q4_1, &[12, 64]);
-        let affine = affine(file.path(), file.as_file(), &tensor, 4, Some(2)).unwrap();
+        let mut out = Affine::default();
+        affine(file.path(), file.as_file(), &tensor, 4, Some(2), &mut out).unwrap();
         let rows: Vec<&[f32]> = numbers.chunks(64).collect();
         let order = [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11];
-        assert!(decoded(&affine, 4) == order.map(|r| rows[r]).concat());
+        assert!(decoded(&out, 4) == order.map(|r| rows[r]).concat());
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let values: Vec<u8> = (0..8).flat_map(|i| (i as f32).to_le_bytes()).collect();
         file.write_all(&values).unwrap();
@@ -312,6 +343,23 @@ mod tests {
             GgufTensor { name: "b".to_owned(), shape: vec![8], kind: Kind::F32, offset: 0, bytes: 32 };
         let biases = floats(file.path(), file.as_file(), &tensor, Some(2)).unwrap().to_f32();
         assert_eq!(biases, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+    }
+
+    #[test]
+    fn products_with_powers_of_two_are_exact() {
+        for bits in 0..=u16::MAX {
+            let x = f16::from_bits(bits);
+            for power in [3, 7] {
+                let (got, want) = (
+                    times_minus_power_of_two(x, power),
+                    f16::from_f32(-x.to_f32() * 2f32.powi(power.into())),
+                );
+                assert!(
+                    got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()),
+                    "{x} * -2^{power}: {got}"
+                );
+            }
+        }
     }
 
     #[test]
@@ -323,7 +371,8 @@ mod tests {
             bytes[96..98].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
             file.write_all(&bytes).unwrap();
             let bits = kind.bits().unwrap();
-            let error = affine(file.path(), file.as_file(), &tensor, bits, None).err().unwrap();
+            let mut out = Affine::default();
+            let error = affine(file.path(), file.as_file(), &tensor, bits, None, &mut out).err().unwrap();
             assert!(error.to_string().contains("tensor t has a scale"), "{error}");
         }
     }

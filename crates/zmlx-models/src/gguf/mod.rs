@@ -25,6 +25,7 @@ use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::tensors::{Tensor, Tensors};
 use crate::tokenizer::Tokenizer;
+use convert::Affine;
 use header::{GgufTensor, Header, Kind};
 use names::Placed;
 
@@ -164,7 +165,13 @@ impl GgufModel {
     pub(crate) fn reader(&self) -> Result<Reader<'_>, GgufError> {
         let read = |source| GgufError::Read { path: self.path.clone(), source };
         let file = File::open(&self.path).map_err(read)?;
-        Ok(Reader { model: self, file, parts: self.parts().into_iter().collect(), ready: HashMap::new() })
+        Ok(Reader {
+            model: self,
+            file,
+            parts: self.parts().into_iter().collect(),
+            affine: Affine::default(),
+            ready: HashMap::new(),
+        })
     }
 
     /// Every converted tensor's name, and what it is made of.
@@ -232,6 +239,8 @@ pub(crate) struct Reader<'a> {
     model: &'a GgufModel,
     file: File,
     parts: HashMap<String, Part>,
+    /// The last converted tensor.
+    affine: Affine,
     /// Scales and biases that came with packed words and were not asked for yet.
     ready: HashMap<String, Array>,
 }
@@ -251,10 +260,11 @@ impl Reader<'_> {
             let floats = convert::floats(path, &self.file, tensor, placed.heads)?;
             return Ok(Some(floats.into_array(&shape(What::Floats))?));
         };
-        let affine = convert::affine(path, &self.file, tensor, bits, placed.heads)?;
-        let packed = Array::from_vec(affine.packed, &shape(What::Packed))?;
-        let scales = Array::from_vec(affine.scales, &shape(What::Scales))?;
-        let biases = Array::from_vec(affine.biases, &shape(What::Biases))?;
+        let affine = &mut self.affine;
+        convert::affine(path, &self.file, tensor, bits, placed.heads, affine)?;
+        let packed = Array::from_slice(&affine.packed, &shape(What::Packed))?;
+        let scales = Array::from_slice(&affine.scales, &shape(What::Scales))?;
+        let biases = Array::from_slice(&affine.biases, &shape(What::Biases))?;
         let module = placed.name.strip_suffix(".weight").unwrap_or(&placed.name);
         self.ready.insert(format!("{module}.weight"), packed);
         self.ready.insert(format!("{module}.scales"), scales);

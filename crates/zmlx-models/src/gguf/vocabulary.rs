@@ -173,10 +173,25 @@ impl Vocabulary<'_> {
                 "fuse_unk": false,
                 "byte_fallback": false,
                 "ignore_merges": cut.whole,
+                "merges": self.merges(&vocabulary)?,
                 "vocab": vocabulary,
-                "merges": self.texts("merges")?,
             },
         }))
+    }
+
+    /// Pairs that are merged, the earlier the sooner. As in llama.cpp, a pair whose result is no token has no effect.
+    fn merges(&self, vocabulary: &Map<String, Json>) -> Result<Vec<(&str, &str)>, GgufError> {
+        let mut merges = Vec::new();
+        for line in self.texts("merges")? {
+            // A token may begin with a blank in no byte-level vocabulary.
+            let (left, right) = line
+                .split_once(' ')
+                .ok_or_else(|| self.fail("merges", format!("{line:?} is no pair of tokens")))?;
+            if vocabulary.contains_key(&[left, right].concat()) {
+                merges.push((left, right));
+            }
+        }
+        Ok(merges)
     }
 
     /// Tokens that are found in text before it is cut.
