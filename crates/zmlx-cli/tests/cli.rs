@@ -125,7 +125,9 @@ fn help_lists_the_commands_and_the_exit_codes() {
     let output = run(&["--help"]);
     assert_ok(&output);
     let text = stdout(&output);
-    for word in ["generate", "chat", "info", "demo", "doctor", "completions", "man", "Exit codes", "130"] {
+    for word in
+        ["generate", "chat", "info", "demo", "doctor", "lab", "completions", "man", "Exit codes", "130"]
+    {
         assert!(text.contains(word), "no '{word}' in:\n{text}");
     }
     assert!(stdout(&run(&["--version"])).starts_with("zmlx "));
