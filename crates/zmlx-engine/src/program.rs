@@ -257,14 +257,15 @@ impl Runner {
         self.team.threads()
     }
 
-    /// Measures stages from now on, or stops measuring. Measuring runs on one thread.
+    /// Measures stages from now on, or stops measuring.
     pub fn measure(&mut self, on: bool, stages: usize) {
         self.times = on.then(|| (0..stages).map(|_| AtomicU64::new(0)).collect());
     }
 
-    /// Nanoseconds of each stage since measuring began.
-    pub fn times(&self) -> Option<Vec<u64>> {
-        self.times.as_ref().map(|t| t.iter().map(|t| t.load(Ordering::Relaxed)).collect())
+    /// Nanoseconds that all threads together spent in each stage since measuring began or since the last call of this;
+    /// nothing if it was not asked for.
+    pub fn take_times(&mut self) -> Vec<u64> {
+        self.times.iter().flatten().map(|t| t.swap(0, Ordering::Relaxed)).collect()
     }
 
     /// Goes through the program. `slots` are those its stages name; room is made for the call's positions.

@@ -7,7 +7,7 @@ use zmlx_mlx::Array;
 
 use crate::error::{GraphError, Result};
 use crate::graph::{Graph, Value};
-use crate::native::{Plan, Step, Tensors};
+use crate::native::{Plan, Region, Step, Tensors};
 use crate::op::Context;
 use crate::state::{SlotValue, State};
 use crate::weights::{BoundWeight, TensorSpec};
@@ -140,64 +140,74 @@ impl Executor {
 
     /// As [`Self::run`], for some positions: `[batch, wanted, vocabulary]`.
     pub fn run_for(&self, tokens: &Array, state: &mut State, wanted: Wanted) -> Result<Option<Array>> {
-        let engine_slots = |s: &State| s.slots.iter().filter(|s| matches!(s, SlotValue::Engine(_))).count();
-        if state.slots.len() != self.graph.slots.len()
-            || state.engine.len() != self.plan.templates.len()
-            || engine_slots(state) != self.plan.slots.len()
-        {
-            let (found, expected) = (state.slots.len(), self.graph.slots.len());
-            return Err(GraphError::WrongState { found, expected });
-        }
-        let at = |path: &str, op: &'static str| {
-            let path = path.to_owned();
-            move |source| GraphError::Node { path, op, source }
+        self.walk(tokens, state, wanted, &mut |_| Ok(()))
+    }
+
+    /// Bytes of each weight as it is held for MLX, by number; 0 for those that only the engine holds.
+    pub fn weight_bytes(&self) -> Vec<u64> {
+        self.weights.iter().map(|w| w.as_ref().map_or(0, BoundWeight::bytes)).collect()
+    }
+
+    /// An error of MLX, in the words of node number `index`.
+    pub(crate) fn node_error(&self, index: usize, source: zmlx_mlx::Error) -> GraphError {
+        let (path, op) = match self.graph.nodes.get(index) {
+            Some(node) => (node.path.clone(), node.op.name()),
+            None => ("input".to_owned(), "tokens"),
         };
-        let tokens_error = || at("input", "tokens");
-        let batch = tokens.dim(0).map_err(tokens_error())?;
-        let length = tokens.dim(1).map_err(tokens_error())?;
+        GraphError::Node { path, op, source }
+    }
+
+    /// Whether the state is one of this executor.
+    fn check_state(&self, state: &State) -> Result<()> {
+        let on_engine = state.slots.iter().filter(|s| matches!(s, SlotValue::Engine(_))).count();
+        let fits = state.slots.len() == self.graph.slots.len()
+            && state.engine.len() == self.plan.templates.len()
+            && on_engine == self.plan.slots.len();
+        let (found, expected) = (state.slots.len(), self.graph.slots.len());
+        if fits { Ok(()) } else { Err(GraphError::WrongState { found, expected }) }
+    }
+
+    /// Runs the steps; `watch` is told about each.
+    pub(crate) fn walk(
+        &self,
+        tokens: &Array,
+        state: &mut State,
+        wanted: Wanted,
+        watch: &mut dyn FnMut(Done<'_>) -> zmlx_mlx::Result<()>,
+    ) -> Result<Option<Array>> {
+        self.check_state(state)?;
+        let at = |index: usize| move |source| self.node_error(index, source);
+        let input = usize::MAX;
+        let (batch, length) = (tokens.dim(0).map_err(at(input))?, tokens.dim(1).map_err(at(input))?);
         let outputs = match wanted {
             Wanted::All => length,
             Wanted::Last => 1,
             Wanted::None => 0,
         };
-        let position = state.position;
-        let mut values: Vec<Vec<Option<Array>>> = vec![Vec::new(); self.graph.nodes.len()];
+        let mut values: Values = vec![Vec::new(); self.graph.nodes.len()];
         for step in &self.plan.steps {
-            let last = match step {
+            let done = match step {
                 Step::Node(index) => {
-                    let node = &self.graph.nodes[*index];
-                    let mut context =
-                        Context { tokens, position, weights: &self.weights, slots: &mut state.slots };
-                    let mut inputs = Vec::with_capacity(node.inputs.len());
-                    for input in &node.inputs {
-                        let value =
-                            values.get(input.node).and_then(|v| v.get(input.output)).and_then(Option::as_ref);
-                        let none = || GraphError::Malformed(format!("{input} has no value"));
-                        inputs.push(value.ok_or_else(none)?);
-                    }
-                    let outputs =
-                        node.op.run(&mut context, &inputs).map_err(at(&node.path, node.op.name()))?;
-                    values[*index] = outputs.into_iter().map(Some).collect();
+                    let made = self.run_node(*index, tokens, state, &values)?;
+                    let slot = self.graph.nodes[*index].op.slot().and_then(|s| state.slots.get(s.0));
+                    watch(Done::Node { outputs: &made, slot }).map_err(at(*index))?;
+                    values[*index] = made.into_iter().map(Some).collect();
                     std::slice::from_ref(index)
                 }
                 Step::Region(region) => {
-                    let ids = tokens.to_vec::<u32>().map_err(tokens_error())?;
-                    let call = Call {
-                        tokens: &ids,
-                        batch: batch as usize,
-                        position: position as usize,
-                        outputs: outputs as usize,
-                    };
-                    let mut runner = match &self.runner {
-                        Some(runner) => runner.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
-                        None => return Err(GraphError::Malformed("a region without an engine".to_owned())),
-                    };
+                    let first = region.nodes[0];
+                    let ids = tokens.to_vec::<u32>().map_err(at(input))?;
+                    let position = state.position as usize;
+                    let (batch, outputs) = (batch as usize, outputs as usize);
+                    let call = Call { tokens: &ids, batch, position, outputs };
+                    let runner = self.runner.as_ref();
+                    let runner = runner.ok_or_else(|| GraphError::Malformed("a region without an engine".into()))?;
+                    let mut runner = runner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     let value = |v: Value| values[v.node].get(v.output).cloned().flatten();
-                    let first = &self.graph.nodes[region.nodes[0]];
-                    let out = region
-                        .run(&mut runner, &mut state.engine, &call, self.graph.output, value)
-                        .map_err(at(&first.path, first.op.name()))?;
-                    for (value, array) in out {
+                    let made = region.run(&mut runner, &mut state.engine, &call, self.graph.output, value);
+                    let made = made.map_err(at(first))?;
+                    watch(Done::Region { region, runner: &mut runner }).map_err(at(first))?;
+                    for (value, array) in made {
                         let slot = &mut values[value.node];
                         slot.resize(slot.len().max(value.output + 1), None);
                         slot[value.output] = Some(array);
@@ -206,7 +216,7 @@ impl Executor {
                 }
             };
             // Handles are dropped as soon as possible, so that MLX can reuse the buffers.
-            for value in last.iter().flat_map(|node| &self.last_reads[*node]) {
+            for value in done.iter().flat_map(|node| &self.last_reads[*node]) {
                 if let Some(slot) = values[value.node].get_mut(value.output) {
                     *slot = None;
                 }
@@ -215,16 +225,47 @@ impl Executor {
         state.position += length;
         self.runs.fetch_add(1, Ordering::Relaxed);
         let output = self.graph.output;
-        let logits =
-            values.get_mut(output.node).and_then(|v| v.get_mut(output.output)).and_then(Option::take);
+        let logits = values.get_mut(output.node).and_then(|v| v.get_mut(output.output)).and_then(Option::take);
         let logits = logits.ok_or_else(|| GraphError::Malformed("the output has no value".to_owned()))?;
-        let had = logits.dim(1).map_err(at("output", "logits"))?;
+        let had = logits.dim(1).map_err(at(output.node))?;
         match outputs {
             0 => Ok(None),
             n if n == had => Ok(Some(logits)),
-            n => logits.slice_axis(1, had - n, had).map(Some).map_err(at("output", "slice")),
+            n => logits.slice_axis(1, had - n, had).map(Some).map_err(at(output.node)),
         }
     }
+
+    /// Runs one node on MLX.
+    fn run_node(&self, index: usize, tokens: &Array, state: &mut State, values: &Values) -> Result<Vec<Array>> {
+        let node = &self.graph.nodes[index];
+        let position = state.position;
+        let mut context = Context { tokens, position, weights: &self.weights, slots: &mut state.slots };
+        let mut inputs = Vec::with_capacity(node.inputs.len());
+        for input in &node.inputs {
+            let value = values.get(input.node).and_then(|v| v.get(input.output)).and_then(Option::as_ref);
+            inputs.push(value.ok_or_else(|| GraphError::Malformed(format!("{input} has no value")))?);
+        }
+        node.op.run(&mut context, &inputs).map_err(|source| self.node_error(index, source))
+    }
+
+    /// Has the engine measure its stages, or stop.
+    pub(crate) fn measure(&self, on: bool) {
+        if let Some(runner) = &self.runner {
+            let mut runner = runner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            runner.measure(on, self.plan.stages());
+        }
+    }
+}
+
+/// The values of a call so far.
+type Values = Vec<Vec<Option<Array>>>;
+
+/// A step that is done.
+pub(crate) enum Done<'a> {
+    /// A node on MLX: its outputs, and its state slot if it has one.
+    Node { outputs: &'a [Array], slot: Option<&'a SlotValue> },
+    /// A region on the engine.
+    Region { region: &'a Region, runner: &'a mut Runner },
 }
 
 fn last_reads(graph: &Graph) -> Vec<Vec<Value>> {

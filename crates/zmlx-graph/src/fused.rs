@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use zmlx_mlx::{Array, Result};
 
+use crate::cost::{NodeCost, Work};
 use crate::fidelity::Fidelity;
 use crate::graph::{Node, Value};
 use crate::infer::{InferContext, ShapeError};
@@ -20,12 +21,19 @@ pub struct Reference {
     pub inputs: usize,
     /// The nodes, in execution order.
     pub nodes: Vec<Node>,
+    /// The types of what each node gives.
+    pub types: Vec<Vec<Type>>,
     /// What leaves.
     pub outputs: Vec<Value>,
 }
 
 /// How a fused op runs where it is faster than its reference.
 pub trait Body: std::fmt::Debug + Send + Sync {
+    /// Stages that one token takes.
+    fn launches(&self) -> u64 {
+        1
+    }
+
     /// Writes the stages that the CPU's engine runs.
     ///
     /// # Errors
@@ -75,6 +83,23 @@ impl Op for Fused {
 
     fn fused(&self) -> Option<&Fused> {
         Some(self)
+    }
+
+    fn pattern(&self) -> Option<&str> {
+        Some(self.pattern)
+    }
+
+    /// The reference's weights, state and arithmetic; what passes between its nodes stays where it is made.
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        let mut types: Vec<&[Type]> = node.inputs().iter().map(std::slice::from_ref).collect();
+        let mut all = Work::default();
+        for (inner, made) in self.reference.nodes.iter().zip(&self.reference.types) {
+            let inputs: Vec<Type> =
+                inner.inputs.iter().filter_map(|v| types.get(v.node)?.get(v.output)).cloned().collect();
+            all = all + inner.op.work(&NodeCost::new(node.context(), node.weights(), &inputs, made));
+            types.push(made);
+        }
+        Work { launches: self.body.launches(), activation_bytes: node.activation_bytes(), ..all }
     }
 
     fn infer(

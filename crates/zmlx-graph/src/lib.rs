@@ -7,7 +7,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bandwidth;
 pub mod builder;
+pub mod cost;
 mod error;
 mod exec;
 mod fidelity;
@@ -19,15 +21,20 @@ pub mod op;
 pub mod ops;
 pub mod pattern;
 pub mod patterns;
+pub mod print;
+pub mod profile;
 pub mod shape;
 pub mod state;
 pub mod weights;
 
 pub use builder::Builder;
+pub use cost::{Cost, CostContext, NodeCost, Work};
 pub use error::{GraphError, Result};
 pub use exec::{Executor, Wanted};
 pub use fidelity::Fidelity;
 pub use graph::{Graph, Node, Value};
 pub use infer::{InferContext, ShapeError, Types};
+pub use print::Detail;
+pub use profile::{Profile, ProfileReport};
 pub use shape::{Dim, DtypeSpec, Shape, Sizes, Type};
 pub use state::State;

@@ -3,8 +3,10 @@
 use std::any::Any;
 use std::fmt;
 
+use serde::Serialize;
 use zmlx_mlx::{Array, Result};
 
+use crate::cost::{NodeCost, Work};
 use crate::fused::Fused;
 use crate::infer::{InferContext, ShapeError};
 use crate::shape::Type;
@@ -12,7 +14,8 @@ use crate::state::{SlotId, SlotValue};
 use crate::weights::{BoundWeight, WeightId};
 
 /// An op's parameter, for printing and matching.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
 pub enum Attribute {
     /// An integer.
     Int(i64),
@@ -53,6 +56,11 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         None
     }
 
+    /// The pattern that put it into the graph; none for the ops of a stock graph.
+    fn pattern(&self) -> Option<&str> {
+        None
+    }
+
     /// How many values it gives.
     fn outputs(&self) -> usize {
         1
@@ -72,6 +80,12 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         context: &InferContext<'_>,
         inputs: &[Type],
     ) -> std::result::Result<Vec<Type>, ShapeError>;
+
+    /// What one call of it moves and computes. Unless an op says otherwise, it is one kernel that reads its inputs and
+    /// weights whole, writes its outputs, and takes one operation for each of their elements.
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        node.plain(&self.weights(), 1, 1)
+    }
 
     /// Builds the op's part of MLX's lazy graph.
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>>;

@@ -101,6 +101,17 @@ impl SlotValue {
     }
 }
 
+impl SlotValue {
+    /// The arrays it holds.
+    pub fn arrays(&self) -> Vec<&Array> {
+        match self {
+            Self::Kv(cache) => cache.buffers.iter().flat_map(|(k, v)| [k, v]).collect(),
+            Self::Conv(state) => state.iter().collect(),
+            Self::Engine(_) => Vec::new(),
+        }
+    }
+}
+
 /// The state of one sequence (or one batch of equally long ones).
 #[derive(Debug, Clone)]
 pub struct State {
@@ -123,13 +134,7 @@ impl State {
     /// The arrays it holds, to evaluate them together.
     pub fn arrays(&self) -> Vec<&Array> {
         let mut arrays = Vec::new();
-        for slot in &self.slots {
-            match slot {
-                SlotValue::Kv(cache) => arrays.extend(cache.buffers.iter().flat_map(|(k, v)| [k, v])),
-                SlotValue::Conv(state) => arrays.extend(state),
-                SlotValue::Engine(_) => {}
-            }
-        }
+        self.slots.iter().for_each(|slot| arrays.extend(slot.arrays()));
         arrays
     }
 }

@@ -1,7 +1,7 @@
 //! Weights of a graph: how they are declared, named in a checkpoint, and applied.
 
 use serde::Serialize;
-use zmlx_mlx::{Array, Result, ops};
+use zmlx_mlx::{Array, Dtype, Result, ops};
 
 use crate::shape::DtypeSpec;
 
@@ -57,6 +57,23 @@ pub struct TensorSpec {
     pub shape: Vec<i32>,
     /// Whether it holds floats, whose dtype may be converted.
     pub float: bool,
+}
+
+impl TensorSpec {
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|&d| u64::try_from(d).unwrap_or(0)).fold(1, u64::saturating_mul)
+    }
+
+    /// Its bytes, with floats held in `dtype`: packed words have four, scales that are no floats one.
+    pub fn bytes(&self, dtype: Dtype) -> u64 {
+        let size = match (self.float, self.name.ends_with(".scales")) {
+            (true, _) => dtype.size() as u64,
+            (false, true) => 1,
+            (false, false) => 4,
+        };
+        self.elements().saturating_mul(size)
+    }
 }
 
 impl Weight {
@@ -132,6 +149,15 @@ impl BoundWeight {
                 quantization: q.clone(),
             },
         })
+    }
+
+    /// Bytes of its arrays.
+    pub fn bytes(&self) -> u64 {
+        let arrays = match self {
+            Self::Dense(a) => [Some(a), None, None],
+            Self::Quantized { packed, scales, biases, .. } => [Some(packed), Some(scales), biases.as_ref()],
+        };
+        arrays.into_iter().flatten().map(|a| a.nbytes() as u64).sum()
     }
 
     /// The array of a dense weight; of a quantised one, the dequantised matrix.

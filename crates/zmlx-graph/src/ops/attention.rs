@@ -2,6 +2,7 @@ use std::sync::OnceLock;
 
 use zmlx_mlx::{Array, Dtype, Error, Result, fast, ops};
 
+use crate::cost::{NodeCost, Work};
 use crate::infer::{InferContext, ShapeError, inputs, promoted, wrong_slot};
 use crate::op::{Attribute, Context, Op};
 use crate::shape::{Dim, Type};
@@ -31,6 +32,10 @@ impl Op for Rope {
 
     fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
         rotated(self.dims, given)
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        node.plain(&[], 1, 3)
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -143,6 +148,10 @@ impl Op for RopeFrequencies {
         rotated(self.dims, given)
     }
 
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        node.plain(&[], 1, 3)
+    }
+
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         let freqs = match self.made.get() {
             Some(freqs) => freqs.clone(),
@@ -205,6 +214,12 @@ impl Op for KvAppend {
         Ok(all.to_vec())
     }
 
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        // Both buffers are written in place; the outputs are views of them.
+        let bytes = node.inputs().iter().map(|t| node.bytes(t)).sum();
+        Work { launches: 2, state_written: bytes, activation_bytes: bytes, ..Work::default() }
+    }
+
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         let SlotValue::Kv(cache) = context.slot(self.slot) else {
             return Err(Error::Argument("kv_append needs a key/value slot".to_owned()));
@@ -254,6 +269,25 @@ impl Op for Attention {
         let dtype = promoted(0, q, k.dtype)?;
         let dtype = promoted(2, v, dtype)?;
         Ok(vec![Type { shape: q.shape.with_last(v.shape.0[3].clone()), dtype }])
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        let [q, k, v] = node.inputs() else { return Work::default() };
+        let (length, seen) = (node.dim(q, 2), node.dim(k, 2));
+        // Each query sees the keys up to its own position.
+        let hidden = length.saturating_mul(length.saturating_sub(1)) / 2;
+        let pairs = node
+            .dim(q, 0)
+            .saturating_mul(node.dim(q, 1))
+            .saturating_mul(length.saturating_mul(seen).saturating_sub(hidden));
+        let softmax = 5;
+        Work {
+            launches: 1,
+            flops: pairs.saturating_mul(2 * node.dim(q, 3) + softmax + 2 * node.dim(v, 3)),
+            state_read: node.bytes(k).saturating_add(node.bytes(v)),
+            activation_bytes: [q].into_iter().chain(node.outputs()).map(|t| node.bytes(t)).sum(),
+            ..Work::default()
+        }
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {

@@ -1,5 +1,6 @@
 use zmlx_mlx::{Array, Error, Result, ops};
 
+use crate::cost::{NodeCost, Work};
 use crate::infer::{InferContext, ShapeError, inputs, promoted, wrong_slot};
 use crate::op::{Attribute, Context, Op};
 use crate::shape::{Dim, Type};
@@ -44,6 +45,17 @@ impl Op for ConvStep {
         let of = |n: Dim| Type::new([batch.clone(), n, channels.clone()], x.dtype);
         context.holds(self.slot, vec![of(self.keep.into())])?;
         Ok(vec![of(length.clone() + Dim::from(self.keep))])
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        let kept = node.inputs().first().and_then(|x| match x.shape.0.as_slice() {
+            [batch, _, channels] => {
+                Some(Type::new([batch.clone(), Dim::from(self.keep), channels.clone()], x.dtype))
+            }
+            _ => None,
+        });
+        let state = kept.map_or(0, |t| node.bytes(&t));
+        Work { state_read: state, state_written: state, ..node.plain(&[], 1, 0) }
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -108,6 +120,12 @@ impl Op for DepthwiseConv1d {
         let left = length.clone() - Dim::from(kernel - 1);
         let dtype = promoted(0, x, weight.dtype())?;
         Ok(vec![Type::new([batch.clone(), left, width.clone()], dtype)])
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        let kernel =
+            node.weights().get(self.weight.0).and_then(|w| w.shape.get(1)).map_or(1, |&k| k.unsigned_abs());
+        node.plain(&self.weights(), 1 + u64::from(self.bias.is_some()), 2 * u64::from(kernel))
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {

@@ -1,5 +1,6 @@
 use zmlx_mlx::{Array, Dtype, Error, Result};
 
+use crate::cost::{NodeCost, Work};
 use crate::infer::{InferContext, ShapeError, inputs, promoted};
 use crate::op::{Attribute, Context, Op};
 use crate::shape::{DtypeSpec, Type};
@@ -104,6 +105,10 @@ impl Op for Sigmoid {
         Ok(vec![x.clone()])
     }
 
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        node.plain(&[], 1, 4)
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         Ok(vec![inputs[0].sigmoid()?])
     }
@@ -124,6 +129,11 @@ impl Op for SwiGlu {
             return Err(ShapeError::input(0, gate, "floats"));
         }
         Ok(vec![broadcast(gate, 1, up)?])
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        // Sigmoid, and two products.
+        node.plain(&[], 3, 6)
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -157,6 +167,14 @@ impl Op for Cast {
             }
         };
         Ok(vec![Type { dtype, ..given[0].clone() }])
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        let dtype = |t: &Type| t.dtype.resolve(node.context().activation);
+        match (node.inputs().first(), node.outputs().first()) {
+            (Some(from), Some(to)) if dtype(from) == dtype(to) => Work::default(),
+            _ => node.plain(&[], 1, 1),
+        }
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {

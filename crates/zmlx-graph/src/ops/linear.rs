@@ -1,5 +1,6 @@
 use zmlx_mlx::{Array, Result};
 
+use crate::cost::{NodeCost, Work};
 use crate::infer::{InferContext, ShapeError, inputs, promoted};
 use crate::op::{Context, Op};
 use crate::shape::{Dim, DtypeSpec, Type};
@@ -17,6 +18,10 @@ impl Op for Tokens {
     fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
         let [] = inputs::<0>(given)?;
         Ok(vec![Type::new([Dim::batch(), Dim::length()], DtypeSpec::INDEX)])
+    }
+
+    fn work(&self, _: &NodeCost<'_>) -> Work {
+        Work::default()
     }
 
     fn run(&self, context: &mut Context<'_>, _: &[&Array]) -> Result<Vec<Array>> {
@@ -56,6 +61,14 @@ impl Op for Embedding {
         let mut shape = ids.shape.clone();
         shape.0.push(width.into());
         Ok(vec![Type { shape, dtype: weight.dtype() }])
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        let rows = node.inputs().first().map_or(0, |ids| node.elements(ids));
+        // A quantised matrix gives packed words, scales and biases one by one, which are then unpacked.
+        let tensors = node.weights().get(self.weight.0).map_or(1, |w| w.tensors().len() as u64);
+        let launches = if tensors > 1 { tensors + 1 } else { 1 };
+        Work { weight_bytes: node.rows(self.weight, rows), ..node.plain(&[], launches, 1) }
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -107,6 +120,12 @@ impl Op for Linear {
             dtype = promoted(0, &Type { shape: x.shape.clone(), dtype }, bias.dtype())?;
         }
         Ok(vec![Type { shape: x.shape.with_last(out), dtype }])
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        let inner = node.inputs().first().and_then(|x| x.shape.last()?.constant()).unwrap_or(0);
+        let launches = 1 + u64::from(self.bias.is_some());
+        node.plain(&self.weights(), launches, 2 * inner.unsigned_abs())
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {

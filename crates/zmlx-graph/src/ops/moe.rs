@@ -1,5 +1,6 @@
 use zmlx_mlx::{Array, Dtype, Error, Result};
 
+use crate::cost::{NodeCost, Work};
 use crate::infer::{InferContext, ShapeError, inputs, promoted};
 use crate::op::{Attribute, Context, Op};
 use crate::shape::{Dim, DtypeSpec, Shape, Type};
@@ -63,6 +64,11 @@ impl Op for TopKIndices {
         Ok(vec![Type { shape: x.shape.with_last(self.k), dtype: DtypeSpec::INDEX }])
     }
 
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        let ranked = node.inputs().first().map_or(0, |x| node.elements(x));
+        Work { flops: ranked, ..node.plain(&[], 1, 0) }
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         let order = inputs[0].argpartition(-self.k, -1)?;
         let n = order.dim(-1)?;
@@ -93,6 +99,10 @@ impl Op for TakeAlongLast {
             return Err(ShapeError::input(1, indices, "integers"));
         }
         Ok(vec![Type { shape: indices.shape.clone(), dtype: values.dtype }])
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        node.plain(&[], 1, 0)
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -134,6 +144,12 @@ impl Op for ExpertSort {
         let one = || Dim::from(1);
         let rows = Type::new([batch.clone(), length.clone(), one(), one(), width.clone()], x.dtype);
         Ok(vec![rows, indices.clone(), indices.clone()])
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        // Two sorts, the token of each row, its row and its expert; a view where nothing is sorted.
+        let rows = node.inputs().get(1).map_or(0, |indices| node.elements(indices));
+        if rows < SORT_FROM as u64 { Work::default() } else { node.plain(&[], 5, 0) }
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -192,6 +208,13 @@ impl Op for ExpertLinear {
         Ok(vec![Type { shape, dtype: promoted(0, x, weight.dtype())? }])
     }
 
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        let [x, experts] = node.inputs() else { return Work::default() };
+        let inner = x.shape.last().and_then(Dim::constant).unwrap_or(0).unsigned_abs();
+        let weight_bytes = node.parts(self.weight, node.elements(experts));
+        Work { weight_bytes, ..node.plain(&[], 1, 2 * inner) }
+    }
+
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         let [x, experts] = inputs else {
             return Err(Error::Argument("expert_linear takes rows and experts".to_owned()));
@@ -224,6 +247,11 @@ impl Op for ExpertUnsort {
         let mut shape = indices.shape.clone();
         shape.0.push(width.clone());
         Ok(vec![Type { shape, dtype: rows.dtype }])
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        let rows = node.inputs().get(2).map_or(0, |indices| node.elements(indices));
+        if rows < SORT_FROM as u64 { Work::default() } else { node.plain(&[], 1, 0) }
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {

@@ -1,5 +1,6 @@
 use zmlx_mlx::{Array, Result, fast};
 
+use crate::cost::{NodeCost, Work};
 use crate::infer::{InferContext, ShapeError, inputs, promoted};
 use crate::op::{Attribute, Context, Op};
 use crate::shape::Type;
@@ -47,6 +48,10 @@ impl Op for RmsNorm {
         Ok(vec![Type { dtype: promoted(0, x, weight.dtype())?, ..x.clone() }])
     }
 
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        node.plain(&self.weights(), 1, 4)
+    }
+
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         let weight = context.weight(self.weight).dense()?;
         Ok(vec![fast::rms_norm(inputs[0], Some(&weight), self.eps)?])
@@ -71,6 +76,10 @@ impl Op for Softmax {
             return Err(ShapeError::input(0, x, "floats"));
         }
         Ok(vec![x.clone()])
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        node.plain(&[], 1, 5)
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {

@@ -1,5 +1,6 @@
 use zmlx_mlx::{Array, Result};
 
+use crate::cost::{NodeCost, Work};
 use crate::infer::{InferContext, ShapeError, inputs};
 use crate::op::{Attribute, Context, Op};
 use crate::shape::{Dim, Shape, Type};
@@ -29,6 +30,10 @@ impl Op for SplitHeads {
         Ok(vec![Type::new(dims, x.dtype)])
     }
 
+    fn work(&self, _: &NodeCost<'_>) -> Work {
+        Work::default()
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         let x = inputs[0];
         Ok(vec![x.reshape(&[x.dim(0)?, x.dim(1)?, self.heads, -1])?])
@@ -51,6 +56,14 @@ impl Op for MergeHeads {
         };
         let dims = [batch.clone(), length.clone(), heads.clone() * width.clone()];
         Ok(vec![Type::new(dims, x.dtype)])
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        // Heads and positions only change places in memory if there is more than one position.
+        match node.inputs().first() {
+            Some(x) if node.dim(x, 2) > 1 => node.plain(&[], 1, 0),
+            _ => Work::default(),
+        }
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -82,6 +95,10 @@ impl Op for Transpose {
         }
         let dims = axes.into_iter().map(|a| x.shape.0[a].clone()).collect();
         Ok(vec![Type { shape: Shape(dims), dtype: x.dtype }])
+    }
+
+    fn work(&self, _: &NodeCost<'_>) -> Work {
+        Work::default()
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -117,6 +134,10 @@ impl Op for Split {
         Ok(vec![Type { shape, dtype: x.dtype }; self.outputs()])
     }
 
+    fn work(&self, _: &NodeCost<'_>) -> Work {
+        Work::default()
+    }
+
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         inputs[0].split(self.parts, -1)
     }
@@ -136,6 +157,10 @@ impl Op for ExpandLast {
         let mut shape = x.shape.clone();
         shape.0.push(Dim::from(1));
         Ok(vec![Type { shape, dtype: x.dtype }])
+    }
+
+    fn work(&self, _: &NodeCost<'_>) -> Work {
+        Work::default()
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -172,6 +197,11 @@ impl Op for Sum {
             shape.0.remove(axis);
         }
         Ok(vec![Type { shape, dtype: x.dtype }])
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        let summed = node.inputs().first().map_or(0, |x| node.elements(x));
+        Work { flops: summed, ..node.plain(&[], 1, 0) }
     }
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::fidelity::Fidelity;
 use crate::fused::{Fused, Reference};
 use crate::graph::{Graph, Node, Value};
+use crate::infer::Types;
 
 /// Where the rewritten graph is to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +63,8 @@ pub struct Rewritten {
 /// # Errors
 /// [`crate::GraphError`] if the result is not a sound graph, which would be a fault of a pattern.
 pub fn rewrite(graph: &Graph, choice: &Choice) -> Result<Rewritten> {
-    let mut work = Work { graph, nodes: nodes_of(graph), output: graph.output };
+    let types = graph.infer()?;
+    let mut work = Work { graph, types, nodes: nodes_of(graph), output: graph.output };
     let patterns = choice.patterns.iter().map(|p| work.apply(p, choice)).collect();
     let graph = work.finish()?;
     Ok(Rewritten { graph, patterns })
@@ -70,6 +72,7 @@ pub fn rewrite(graph: &Graph, choice: &Choice) -> Result<Rewritten> {
 
 struct Work<'a> {
     graph: &'a Graph,
+    types: Types,
     nodes: Vec<Option<Node>>,
     output: Value,
 }
@@ -183,7 +186,7 @@ impl Work<'_> {
         // Nodes made by rewriting come last, whatever they depend on; so order by dependency.
         let mut left: Vec<usize> = found.nodes.clone();
         left.sort_unstable();
-        let mut nodes = Vec::new();
+        let (mut nodes, mut types) = (Vec::new(), Vec::new());
         while !left.is_empty() {
             let ready = left.iter().position(|&i| {
                 self.nodes[i].as_ref().is_some_and(|n| n.inputs.iter().all(|v| known.contains_key(v)))
@@ -198,9 +201,10 @@ impl Work<'_> {
                 );
             }
             nodes.push(node);
+            types.push(self.types.node(index).to_vec());
         }
         let outputs = template.outputs.iter().map(|n| known[&found.values[n]]).collect();
-        Ok(Reference { inputs: inputs.len(), nodes, outputs })
+        Ok(Reference { inputs: inputs.len(), nodes, types, outputs })
     }
 
     fn rename(&mut self, old: Value, new: Value) {

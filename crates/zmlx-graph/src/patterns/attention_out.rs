@@ -75,6 +75,10 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
 }
 
 impl Body for Fused {
+    fn launches(&self) -> u64 {
+        2
+    }
+
     fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
         let queries = l.input(self.inputs[0], Form::Heads { heads: self.heads, width: self.width })?;
         let slot = l.cache(self.inputs[1])?;

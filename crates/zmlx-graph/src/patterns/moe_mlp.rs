@@ -77,6 +77,10 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
 }
 
 impl Body for Fused {
+    fn launches(&self) -> u64 {
+        2
+    }
+
     fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
         let (gate, up, down) = (l.matrix(self.gate)?, l.matrix(self.up)?, l.matrix(self.down)?);
         alike(&gate, &up)?;

@@ -35,6 +35,10 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
 }
 
 impl Body for Fused {
+    fn launches(&self) -> u64 {
+        2
+    }
+
     fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
         let (width, form) = (self.width, Form::Flat { width: self.width });
         let (a, b) = (l.input(self.inputs[0], form)?, l.input(self.inputs[1], form)?);

@@ -105,6 +105,10 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
 }
 
 impl Body for Fused {
+    fn launches(&self) -> u64 {
+        2
+    }
+
     fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
         let matrix = l.matrix(self.linear.weight)?;
         let experts = matrix.rows();

@@ -71,6 +71,10 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
 }
 
 impl Body for Fused {
+    fn launches(&self) -> u64 {
+        2
+    }
+
     fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
         let (gate, up, down) =
             (l.matrix(self.gate.weight)?, l.matrix(self.up.weight)?, l.matrix(self.down.weight)?);
