@@ -4,6 +4,7 @@ use std::path::Path;
 use serde::Serialize;
 use zmlx_graph::weights::{Format, Weight};
 
+use crate::blueprint::stored_bytes;
 use crate::error::LoadError;
 use crate::families::Built;
 use crate::source::Source;
@@ -65,17 +66,12 @@ pub struct QuantizationInfo {
 pub fn inspect(path: &Path) -> Result<ModelInfo, LoadError> {
     let source = Source::open(path)?;
     let built = source.build()?;
-    Ok(describe(&built, &source))
+    Ok(describe(&built, &stored_bytes(&built, &source), source.file_bytes()))
 }
 
-pub(crate) fn describe(built: &Built, source: &Source) -> ModelInfo {
+/// What a model is, when its weights (by number) have so many bytes, and all tensors of its files together `file_bytes`.
+pub(crate) fn describe(built: &Built, weight_bytes: &[u64], file_bytes: u64) -> ModelInfo {
     let outline = &built.outline;
-    let bytes = source.bytes();
-    let bytes_of = |w: &Weight| -> u64 {
-        let sources = w.tensors().into_iter().filter_map(|s| built.tensors.get(&s.name).cloned());
-        let names = sources.flat_map(|t| t.sources);
-        names.filter_map(|n| bytes.get(&n)).sum()
-    };
     // Which part of a weight one token uses, as a fraction.
     let used = |w: &Weight| -> (u64, u64) {
         match (w.experts, outline.experts) {
@@ -88,17 +84,17 @@ pub(crate) fn describe(built: &Built, source: &Source) -> ModelInfo {
         |n: u64, (active, total): (u64, u64)| (u128::from(n) * u128::from(active) / u128::from(total)) as u64;
     let weights = &built.graph.weights;
     let mut settings: BTreeMap<(String, u32, u32), (usize, u64)> = BTreeMap::new();
-    for w in weights {
+    let sized = || weights.iter().zip(weight_bytes.iter().copied());
+    for (w, bytes) in sized() {
         let key = match &w.format {
             Format::Quantized(q) => (q.mode.clone(), q.bits as u32, q.group_size as u32),
             Format::Dense => {
-                let first = w.tensors().into_iter().next().and_then(|s| built.tensors.get(&s.name).cloned());
-                let bits = first.map_or(0, |t| if t.dtype == "F32" { 32 } else { 16 });
-                ("none".to_owned(), bits, 0)
+                let bits = bytes.saturating_mul(8) / w.parameters().max(1);
+                ("none".to_owned(), bits as u32, 0)
             }
         };
         let entry = settings.entry(key).or_default();
-        *entry = (entry.0 + 1, entry.1 + bytes_of(w));
+        *entry = (entry.0 + 1, entry.1 + bytes);
     }
     let quantization = settings
         .into_iter()
@@ -118,8 +114,8 @@ pub(crate) fn describe(built: &Built, source: &Source) -> ModelInfo {
         context_length: outline.context_length.map(|c| c as usize),
         parameters_total: weights.iter().map(Weight::parameters).sum(),
         parameters_active: weights.iter().map(|w| part(w.parameters(), used(w))).sum(),
-        file_bytes: source.file_bytes(),
-        bytes_per_token: weights.iter().map(|w| part(bytes_of(w), used(w))).sum(),
+        file_bytes,
+        bytes_per_token: sized().map(|(w, bytes)| part(bytes, used(w))).sum(),
         quantization,
         experts: outline.experts.map(|(t, a)| (t as usize, a as usize)),
     }

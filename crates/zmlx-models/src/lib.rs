@@ -16,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+mod blueprint;
 pub mod chat_template;
 pub mod checkpoint;
 mod config;
@@ -31,6 +32,7 @@ mod info;
 mod load;
 mod options;
 pub mod patch;
+mod profile;
 pub mod random;
 mod sampling;
 mod source;
@@ -38,6 +40,7 @@ pub mod stop;
 mod tensors;
 pub mod tokenizer;
 
+pub use blueprint::{Blueprint, SizesFrom};
 pub use config::ModelConfig;
 pub use embedded::embedded_model_dir;
 pub use error::{GenerateError, LoadError};
@@ -48,4 +51,5 @@ pub use info::{LayerInfo, ModelInfo, QuantizationInfo, inspect};
 pub use load::{LoadProgress, Model};
 pub use options::{DeviceChoice, DtypeChoice, GenerateOptions, LoadOptions, SamplerOptions};
 pub use patch::{PatchError, PatchOptions, PatchReport, Preset};
+pub use profile::{ModelProfile, ProfileOptions};
 pub use tokenizer::ChatMessage;

@@ -8,6 +8,7 @@ use zmlx_graph::{Executor, Graph, State, Wanted};
 use zmlx_mlx::stream::{self, Device, Stream, with_stream};
 use zmlx_mlx::{Array, Dtype};
 
+use crate::blueprint::stored_bytes;
 use crate::error::LoadError;
 use crate::families::Built;
 use crate::info::{ModelInfo, describe};
@@ -64,7 +65,7 @@ impl Model {
     ) -> Result<Self, LoadError> {
         let source = Source::open(path)?;
         let built = source.build()?;
-        let info = describe(&built, &source);
+        let info = describe(&built, &stored_bytes(&built, &source), source.file_bytes());
         let stream = stream_for(options.device)?;
         let wanted = match (options.dtype, stream.device()) {
             (DtypeChoice::F32, _) | (DtypeChoice::Auto, Device::Cpu) => Some(Dtype::Float32),
@@ -197,6 +198,11 @@ impl Model {
     }
 
     /// Dtype of the activations.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Name of the dtype of the activations.
     pub fn dtype_name(&self) -> &'static str {
         self.dtype.name()
     }

@@ -193,6 +193,26 @@ impl Tensors {
     }
 }
 
+/// How the matrix at `path` is stored if the section on quantization is all that is known: its override, else the
+/// setting for all, as mlx-lm quantises; matrices that the groups do not fit stay as they are.
+pub(crate) fn format_alone(config: &ModelConfig, path: &str, columns: i32) -> Result<Format, LoadError> {
+    let Some(section) = quantization_section(config)? else { return Ok(Format::Dense) };
+    let all = || Value::Object(section.clone());
+    match section.get(path) {
+        Some(Value::Bool(false)) => Ok(Format::Dense),
+        Some(value @ Value::Object(_)) => quantization(path, value, columns).map(Format::Quantized),
+        Some(Value::Bool(true)) => quantization(path, &all(), columns).map(Format::Quantized),
+        Some(value) => Err(quantization_error(path, format!("{value} is no quantization"))),
+        None => {
+            let group_size = section.get("group_size").and_then(Value::as_i64).unwrap_or(64);
+            if group_size > 0 && i64::from(columns) % group_size != 0 {
+                return Ok(Format::Dense);
+            }
+            quantization(path, &all(), columns).map(Format::Quantized)
+        }
+    }
+}
+
 fn list(names: &[&str]) -> String {
     let more = if names.len() > NAMED { ", ..." } else { "" };
     names.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ") + more

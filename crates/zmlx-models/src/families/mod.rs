@@ -7,7 +7,7 @@ use zmlx_graph::{Builder, Dim, Graph, GraphError, Shape};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::info::LayerInfo;
-use crate::tensors::Tensors;
+use crate::tensors::{Tensors, format_alone};
 
 mod blocks;
 mod lfm2_moe;
@@ -83,9 +83,26 @@ pub(crate) fn draw(
 pub(crate) fn build(config: &ModelConfig, mut tensors: Tensors) -> Result<Built, LoadError> {
     let family = find(config)?;
     (family.sanitize)(config, &mut tensors)?;
+    let built = write(config, tensors, |tensors, path, columns| tensors.format(config, path, columns))?;
+    built.tensors.check(&built.graph)?;
+    Ok(built)
+}
+
+/// Builds the graph that a configuration alone asks for: without tensors to compare with, all matrices are stored as its
+/// section on quantization says.
+pub(crate) fn build_from_config(config: &ModelConfig) -> Result<Built, LoadError> {
+    write(config, Tensors::default(), |_, path, columns| format_alone(config, path, columns))
+}
+
+fn write(
+    config: &ModelConfig,
+    tensors: Tensors,
+    format: impl Fn(&Tensors, &str, i32) -> Result<Format, LoadError>,
+) -> Result<Built, LoadError> {
+    let family = find(config)?;
     // The builder asks for formats one by one; the first that is wrong is reported once it is done.
     let failure = std::cell::RefCell::new(None);
-    let format_of = |path: &str, columns: i32| match tensors.format(config, path, columns) {
+    let format_of = |path: &str, columns: i32| match format(&tensors, path, columns) {
         Ok(format) => format,
         Err(error) => {
             failure.borrow_mut().get_or_insert(error);
@@ -97,7 +114,6 @@ pub(crate) fn build(config: &ModelConfig, mut tensors: Tensors) -> Result<Built,
         return Err(error);
     }
     check_types(&graph, &outline)?;
-    tensors.check(&graph)?;
     Ok(Built { family: config.model_type().to_owned(), graph, outline, tensors })
 }
 

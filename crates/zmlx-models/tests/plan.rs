@@ -1,0 +1,184 @@
+//! What models cost, counted without weights and compared with weights; and profiles of the embedded model.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use zmlx_models::random::MODELS;
+use zmlx_models::{
+    Blueprint, DeviceChoice, DtypeChoice, GenerateError, LoadError, LoadOptions, Model, ModelConfig,
+    ProfileOptions, SizesFrom, inspect,
+};
+
+fn embedded() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tiny-lfm2-moe"))
+}
+
+fn load(folder: &Path) -> Model {
+    let options = LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu };
+    Model::load(folder, &options, &mut |_| {}).unwrap()
+}
+
+/// A published shape, quantised as 4-bit checkpoints are.
+fn published(name: &str) -> Value {
+    let model = MODELS.iter().find(|m| m.name == name).unwrap();
+    let mut config = (model.config)();
+    config["quantization"] = json!({"group_size": 64, "bits": 4});
+    config
+}
+
+fn lfm2_8b() -> Value {
+    published("lfm2_8b")
+}
+
+fn config(value: &Value) -> ModelConfig {
+    ModelConfig::from_json(value.as_object().unwrap().clone())
+}
+
+#[test]
+fn the_embedded_model_costs_what_was_counted() {
+    let blueprint = Blueprint::read(&embedded()).unwrap();
+    assert_eq!(blueprint.sizes, SizesFrom::Headers);
+    let cost = blueprint.decode_cost(0).unwrap();
+    let info = inspect(&embedded()).unwrap();
+    assert_eq!(cost.total.weight_bytes, info.bytes_per_token);
+    assert_eq!((cost.total.launches, cost.total.weight_bytes), (172, WEIGHT_BYTES));
+    // Two attention layers of two key/value heads of 64, four convolutions that keep two of 256 channels.
+    let (kv, conv) = (2 * 2 * 2 * 64 * 2, 4 * 2 * 256 * 2);
+    assert_eq!((cost.total.state_read, cost.total.state_written), (kv + conv, kv + conv));
+    let later = blueprint.decode_cost(1000).unwrap();
+    assert_eq!(later.total.state_read, 1001 * kv + conv);
+    assert_eq!(later.total.launches, 172);
+    assert_eq!(later.total.weight_bytes, cost.total.weight_bytes);
+}
+
+/// Counted from the shapes: see `matrices_of_the_embedded_model`.
+const WEIGHT_BYTES: u64 = 2_934_400;
+
+#[test]
+fn matrices_of_the_embedded_model() {
+    // 4 bits, and a scale and a bias of two bytes for each 64; the router stays unquantised.
+    let packed = |rows: u64, columns: u64| rows * (columns / 2 + columns / 64 * 4);
+    let dense = |n: u64| n * 2;
+    let conv = packed(768, 256) + dense(256 * 3) + packed(256, 256);
+    let attention = 2 * packed(256, 256) + 2 * packed(128, 256) + 2 * dense(64);
+    let mlp = 2 * packed(768, 256) + packed(256, 768);
+    let experts = 4 * (2 * packed(128, 256) + packed(256, 128)) + dense(32 * 256) + 32 * 4;
+    let norms = dense(256);
+    let bytes = 4 * conv + 2 * attention + mlp + 5 * experts + (2 * 6 + 1) * norms + packed(4096, 256);
+    assert_eq!(bytes, WEIGHT_BYTES);
+}
+
+/// Bytes a token and parameters, from the published shapes: 4 bits with scales and biases of two bytes make 4.5.
+#[test]
+fn published_shapes_read_what_they_are_known_to() {
+    for (name, gigabytes, billions) in [("lfm2_8b", 0.88, 8.34), ("qwen3_30b", 1.72, 30.53)] {
+        let blueprint = Blueprint::from_config(&config(&published(name))).unwrap();
+        assert_eq!(blueprint.sizes, SizesFrom::Config);
+        let total = blueprint.decode_cost(0).unwrap().total;
+        assert_eq!(total.weight_bytes, blueprint.info.bytes_per_token, "{name}");
+        let found = (total.weight_bytes as f64 / 1e9, blueprint.info.parameters_total as f64 / 1e9);
+        assert!((found.0 - gigabytes).abs() < 0.01, "{name}: {} GB", found.0);
+        assert!((found.1 - billions).abs() < 0.01, "{name}: {} B", found.1);
+    }
+}
+
+#[test]
+fn caches_and_wide_scales_come_on_top() {
+    let blueprint = Blueprint::from_config(&config(&lfm2_8b())).unwrap();
+    let total = blueprint.decode_cost(0).unwrap().total;
+    // Six layers of eight heads of 64, keys and values of two bytes.
+    let later = blueprint.decode_cost(999).unwrap().total;
+    assert_eq!(later.state_read - total.state_read, 999 * 6 * 2 * 8 * 64 * 2);
+    // 4.5 bits become 5 where scales and biases are held in float32.
+    let held = blueprint.decode_cost_f32(0).unwrap().total.weight_bytes as f64;
+    assert!((held / total.weight_bytes as f64 - 5.0 / 4.5).abs() < 0.01, "{held}");
+}
+
+#[test]
+fn a_configuration_alone_will_do_and_is_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("config.json"), lfm2_8b().to_string()).unwrap();
+    let blueprint = Blueprint::read(folder.path()).unwrap();
+    assert_eq!((blueprint.sizes, blueprint.info.layers.len()), (SizesFrom::Config, 24));
+
+    let mut overridden = lfm2_8b();
+    overridden["quantization"]["model.embed_tokens"] = json!({"group_size": 32, "bits": 8});
+    overridden["quantization"]["model.layers.0.conv.in_proj"] = json!(false);
+    let other = Blueprint::from_config(&config(&overridden)).unwrap();
+    let bytes = |b: &Blueprint, path: &str| {
+        let place = b.graph.weights.iter().position(|w| w.path == path).unwrap();
+        b.weight_bytes[place]
+    };
+    assert_eq!(bytes(&other, "model.embed_tokens"), 65536 * (2048 + 2048 / 32 * 4));
+    assert_eq!(bytes(&other, "model.layers.0.conv.in_proj"), 3 * 2048 * 2048 * 2);
+    assert_eq!(
+        bytes(&other, "model.layers.1.conv.in_proj"),
+        bytes(&blueprint, "model.layers.1.conv.in_proj")
+    );
+
+    let mut wrong = lfm2_8b();
+    wrong["quantization"]["bits"] = json!(7);
+    let error = Blueprint::from_config(&config(&wrong)).unwrap_err();
+    assert!(matches!(error, LoadError::Quantization { .. }), "{error}");
+    let mut unknown = lfm2_8b();
+    unknown["model_type"] = json!("abacus");
+    assert!(matches!(Blueprint::from_config(&config(&unknown)), Err(LoadError::UnknownFamily { .. })));
+    let empty = tempfile::tempdir().unwrap();
+    assert!(matches!(Blueprint::read(empty.path()), Err(LoadError::ConfigFile { .. })));
+}
+
+#[test]
+fn loaded_weights_are_as_large_as_planned() {
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/");
+    for folder in [embedded(), format!("{data}llama-q4").into(), format!("{data}qwen3_moe-q4").into()] {
+        let model = load(&folder);
+        let blueprint = Blueprint::read(&folder).unwrap();
+        let name = folder.display();
+        assert_eq!(model.executor().weight_bytes(), blueprint.graph.weight_bytes(model.dtype()), "{name}");
+        let total = blueprint.decode_cost(0).unwrap().total;
+        assert_eq!(total.weight_bytes, blueprint.info.bytes_per_token, "{name}");
+    }
+}
+
+#[test]
+fn a_profile_covers_the_step() {
+    let model = load(&embedded());
+    let options = ProfileOptions { prompt_tokens: 8, steps: 3, bandwidth: 10e9 };
+    let found = model.profile(&options).unwrap();
+    let graph = model.executor().graph();
+    assert_eq!(found.profile.seconds.len(), graph.nodes.len());
+    assert_eq!((found.dtype, found.device.as_str()), ("float32", "cpu"));
+    // The prompt, then twice four steps; the last of them is the position's own.
+    assert_eq!(found.position, 8 + 2 * 4 - 1);
+    assert!(found.step_seconds > 0.0);
+    let report = &found.report;
+    assert_eq!(report.total.nodes, graph.nodes.len());
+    assert_eq!(report.by_op.iter().map(|r| r.nodes).sum::<usize>(), graph.nodes.len());
+    assert!((report.total.seconds - found.profile.total()).abs() < 1e-9);
+    assert!(found.svg.contains("expert_linear") && found.svg.contains("model.layers.5"));
+}
+
+#[test]
+fn what_cannot_be_profiled_is_said() {
+    let model = load(&embedded());
+    let fine = ProfileOptions { prompt_tokens: 8, steps: 1, bandwidth: 1e9 };
+    for (options, name) in [
+        (ProfileOptions { steps: 0, ..fine }, "steps"),
+        (ProfileOptions { prompt_tokens: 0, ..fine }, "prompt_tokens"),
+        (ProfileOptions { bandwidth: 0.0, ..fine }, "bandwidth"),
+        (ProfileOptions { bandwidth: f64::NAN, ..fine }, "bandwidth"),
+    ] {
+        match model.profile(&options) {
+            Err(GenerateError::Option { name: found, .. }) => assert_eq!(found, name),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    for options in [
+        ProfileOptions { prompt_tokens: 2045, ..fine },
+        ProfileOptions { prompt_tokens: usize::MAX, ..fine },
+        ProfileOptions { steps: usize::MAX, ..fine },
+    ] {
+        assert!(matches!(model.profile(&options), Err(GenerateError::PromptTooLong { context: 2048, .. })));
+    }
+}
