@@ -39,6 +39,12 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Say what a model folder holds, without loading its weights
     Info(InfoArgs),
+    /// Print a model's graph with the shapes of all values, or draw it
+    Graph(GraphArgs),
+    /// Count what a token costs: bytes, kernel launches, operations, the least time
+    Plan(PlanArgs),
+    /// Time decode steps node by node
+    Profile(ProfileArgs),
     /// Stream a short story from the embedded model
     Demo(DemoArgs),
     /// Say which MLX library and which backends can be used
@@ -196,6 +202,80 @@ pub(crate) struct InfoArgs {
     /// Model folder, GGUF file, or a Hugging Face id such as org/name [default: the embedded model]
     #[arg(value_name = "DIR|FILE|ID")]
     pub(crate) model: Option<String>,
+    /// Print one JSON record on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `zmlx graph`.
+#[derive(Debug, Args)]
+pub(crate) struct GraphArgs {
+    /// Model folder (one with only a config.json will do), GGUF file, or a Hugging Face id such as org/name [default:
+    /// the embedded model]
+    #[arg(value_name = "DIR|ID")]
+    pub(crate) model: Option<String>,
+    /// Write the graph into this file in Graphviz's language, instead of printing it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dot: Option<PathBuf>,
+    /// Draw the graph into this file, instead of printing it; equal layers are drawn once
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// With --svg: draw every layer
+    #[arg(long, requires = "svg")]
+    pub(crate) all_layers: bool,
+    /// Print one JSON record on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `zmlx plan`.
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// Model folder (one with only a config.json will do), GGUF file, or a Hugging Face id such as org/name [default:
+    /// the embedded model]
+    #[arg(value_name = "DIR|ID")]
+    pub(crate) model: Option<String>,
+    /// Positions that come before the token, 0 to 2147483646 [default: 0]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) context: Option<String>,
+    /// GB/s that memory moves [default: what all threads of this machine read, measured]
+    #[arg(long, value_name = "GB/S", allow_hyphen_values = true)]
+    pub(crate) bandwidth: Option<String>,
+    /// List modules too, all layers together
+    #[arg(long)]
+    pub(crate) modules: bool,
+    /// Print one JSON record on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `zmlx profile`.
+#[derive(Debug, Args)]
+pub(crate) struct ProfileArgs {
+    /// Model folder, GGUF file, or a Hugging Face id such as org/name [default: the embedded model]
+    #[arg(value_name = "DIR|ID")]
+    pub(crate) model: Option<String>,
+    /// Type of the activations; auto is f32 on a CPU and the checkpoint's own on a GPU
+    #[arg(long, value_name = "DTYPE", value_enum, default_value_t = Dtype::Auto)]
+    pub(crate) dtype: Dtype,
+    /// Where to compute; auto takes a GPU when there is one
+    #[arg(long, value_name = "DEVICE", value_enum, default_value_t = Device::Auto)]
+    pub(crate) device: Device,
+    /// Steps of one token that are timed, 1 or more; the medians count [default: 16]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) steps: Option<String>,
+    /// Made-up tokens that come before, 1 or more [default: 128]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) prompt_tokens: Option<String>,
+    /// GB/s that memory moves [default: what all threads of this machine read, measured]
+    #[arg(long, value_name = "GB/S", allow_hyphen_values = true)]
+    pub(crate) bandwidth: Option<String>,
+    /// Write a picture of the times into this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Write a page with picture and tables into this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
     /// Print one JSON record on stdout
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,6 +1,8 @@
 //! Writing to the terminal: human units, one-line errors, the statistics line, progress bars.
 
+use std::fs;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -75,6 +77,25 @@ impl Console {
 pub(crate) fn write_stdout(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Failure::stdout)
+}
+
+/// Writes a file under a temporary name beside it and gives it its name once it is whole.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let failed = |error: io::Error| {
+        let line = format!("cannot write {}: {error}", path.display());
+        Failure::runtime(anyhow::Error::new(error).context(line))
+    };
+    let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::IsADirectory.into()))?;
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(temporary);
+    let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    written.map_err(|error| {
+        // It may not be there.
+        let _ = fs::remove_file(&temporary);
+        failed(error)
+    })
 }
 
 /// Writes `value` to stdout as one line of JSON.

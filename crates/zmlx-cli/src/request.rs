@@ -182,20 +182,25 @@ pub(crate) fn model_source(named: Option<String>) -> Result<ModelSource, Failure
 }
 
 fn load_options(args: &ModelArgs) -> Result<LoadOptions, Failure> {
-    Ok(LoadOptions {
-        dtype: match args.dtype {
+    Ok(LoadOptions { patch: Some(patch_options(&args.patch)?), ..loading(args.dtype, args.device) })
+}
+
+/// How a model is loaded, unpatched.
+pub(crate) fn loading(dtype: Dtype, device: Device) -> LoadOptions {
+    LoadOptions {
+        dtype: match dtype {
             Dtype::Auto => DtypeChoice::Auto,
             Dtype::F32 => DtypeChoice::F32,
             Dtype::Bf16 => DtypeChoice::Bf16,
             Dtype::F16 => DtypeChoice::F16,
         },
-        device: match args.device {
+        device: match device {
             Device::Auto => DeviceChoice::Auto,
             Device::Cpu => DeviceChoice::Cpu,
             Device::Gpu => DeviceChoice::Gpu,
         },
-        patch: Some(patch_options(&args.patch)?),
-    })
+        patch: None,
+    }
 }
 
 /// Which fused ops are asked for.
@@ -261,6 +266,24 @@ fn generate_options(args: SamplingArgs, max_tokens: usize) -> Result<GenerateOpt
         stop: args.stop,
         ..GenerateOptions::default()
     })
+}
+
+/// `--bandwidth`, in bytes a second.
+pub(crate) fn bandwidth(text: Option<&str>) -> Result<Option<f64>, Failure> {
+    let fits = |v: f64| v.is_finite() && v > 0.0;
+    Ok(number("--bandwidth", text, "a number of GB/s above 0", fits)?.map(|v: f64| v * 1e9))
+}
+
+/// `--context` of `plan`.
+pub(crate) fn context(text: Option<&str>) -> Result<u32, Failure> {
+    // MLX counts positions with 32 bits, sign included, and the token itself has one.
+    let fits = |v: u32| v < i32::MAX as u32;
+    Ok(number("--context", text, "a whole number from 0 to 2147483646", fits)?.unwrap_or(0))
+}
+
+/// A count of 1 or more.
+pub(crate) fn count(flag: &str, text: Option<&str>, default: usize) -> Result<usize, Failure> {
+    Ok(number(flag, text, "a whole number of 1 or more", |v| v >= 1)?.unwrap_or(default))
 }
 
 /// Reads a number that must satisfy `fits`; `allowed` says in words what that is.

@@ -151,3 +151,18 @@ fn ids_outside_the_vocabulary_name_the_last_one() {
     let line = failure.error().expect("message").to_string();
     assert!(line.contains("4096 is not in the vocabulary") && line.ends_with("0 to 4095"), "{line}");
 }
+
+#[test]
+fn bandwidths_are_above_0_and_contexts_fit_32_bits() {
+    assert_eq!(bandwidth(None).ok(), Some(None));
+    assert_eq!(bandwidth(Some("3350")).ok(), Some(Some(3.35e12)));
+    for bad in ["0", "-1", "nan", "inf", "fast", ""] {
+        assert_eq!(bandwidth(Some(bad)).err().map(|f| f.code()), Some(2), "{bad}");
+    }
+    assert_eq!((context(None).ok(), context(Some("2147483646")).ok()), (Some(0), Some(2_147_483_646)));
+    for bad in ["-1", "2147483647", "1.5", ""] {
+        assert_eq!(context(Some(bad)).err().map(|f| f.code()), Some(2), "{bad}");
+    }
+    assert_eq!((count("--steps", None, 7).ok(), count("--steps", Some("3"), 7).ok()), (Some(7), Some(3)));
+    assert_eq!(count("--steps", Some("0"), 7).err().map(|f| f.code()), Some(2));
+}

@@ -5,10 +5,13 @@ mod completions;
 mod demo;
 mod doctor;
 mod generate;
+mod graph;
 mod info;
 mod kernels;
 mod lab;
 mod man;
+mod plan;
+mod profile;
 
 use crate::args::Command;
 use crate::failure::Failure;
@@ -20,6 +23,9 @@ pub(crate) fn run(command: Command, console: &Console) -> Result<(), Failure> {
         Command::Generate(args) => generate::run(args, console),
         Command::Chat(args) => chat::run(args, console),
         Command::Info(args) => info::run(args, console),
+        Command::Graph(args) => graph::run(args, console),
+        Command::Plan(args) => plan::run(args, console),
+        Command::Profile(args) => profile::run(args, console),
         Command::Demo(args) => demo::run(args, console),
         Command::Doctor(args) => doctor::run(&args, console),
         Command::Kernels(args) => kernels::run(&args, console),

@@ -13,14 +13,14 @@ use super::timing::copy_bandwidth;
 use super::{Target, device_word};
 use crate::args::{ShowArgs, SourceLanguage};
 use crate::failure::Failure;
-use crate::output;
+use crate::{output, request};
 
 /// Bytes of the copy that stands for the device's bandwidth.
 const COPY_BYTES: u64 = 256 << 20;
 
 /// Prints what was asked for.
 pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
-    let bandwidth = args.bandwidth.as_deref().map(bandwidth).transpose()?;
+    let bandwidth = request::bandwidth(args.bandwidth.as_deref())?;
     if args.grad && args.source.is_none() && !args.explain {
         return Err(Failure::usage(
             "--grad needs --source or --explain; without them the gradient's text is shown anyway",
@@ -39,12 +39,6 @@ pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
         None => describe(&target)?,
     };
     output::write_stdout(text.as_bytes())
-}
-
-fn bandwidth(text: &str) -> Result<f64, Failure> {
-    let number = text.trim().parse::<f64>().ok().filter(|v| v.is_finite() && *v > 0.0);
-    let bad = || Failure::usage(format_args!("--bandwidth must be a number of GB/s above 0, not '{text}'"));
-    number.map(|v| v * 1e9).ok_or_else(bad)
 }
 
 fn describe(target: &Target) -> Result<String, Failure> {
@@ -151,17 +145,4 @@ fn explain(target: &Target, args: &ShowArgs, given: Option<f64>) -> Result<Strin
     };
     let text = kernel.explain(&arrays, rate).map_err(Failure::bad_input)?;
     Ok(format!("{text}inputs: {}\nbandwidth: {:.1} GB/s, {said}\n", inputs.describe(), rate / 1e9))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bandwidths_are_above_0() {
-        assert_eq!(bandwidth("3350").ok(), Some(3.35e12));
-        for bad in ["0", "-1", "nan", "inf", "fast", ""] {
-            assert_eq!(bandwidth(bad).err().map(|f| f.code()), Some(2), "{bad}");
-        }
-    }
 }

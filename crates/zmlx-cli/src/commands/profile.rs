@@ -1,0 +1,95 @@
+//! `zmlx profile`: decode steps timed node by node.
+
+use std::fmt::Write;
+
+use zmlx_graph::profile::ProfileRow;
+use zmlx_models::{ModelProfile, ProfileOptions};
+
+use super::plan::Bandwidth;
+use crate::args::ProfileArgs;
+use crate::failure::Failure;
+use crate::interrupt::{Interrupt, SecondPress};
+use crate::output::{self, Console, bytes};
+use crate::{model, request};
+
+/// `--steps` when it is not given.
+const STEPS: usize = 16;
+/// `--prompt-tokens` when it is not given.
+const PROMPT_TOKENS: usize = 128;
+
+/// Runs the steps, prints the tables, writes the pictures.
+pub(crate) fn run(args: ProfileArgs, console: &Console) -> Result<(), Failure> {
+    let source = request::model_source(args.model)?;
+    let load = request::loading(args.dtype, args.device);
+    let steps = request::count("--steps", args.steps.as_deref(), STEPS)?;
+    let prompt_tokens = request::count("--prompt-tokens", args.prompt_tokens.as_deref(), PROMPT_TOKENS)?;
+    let given = request::bandwidth(args.bandwidth.as_deref())?;
+    let _interrupt = Interrupt::install(SecondPress::Exits)?;
+    let quiet = console.without_progress();
+    let model = model::open(&source, &load, if args.json { &quiet } else { console })?;
+    let bandwidth = Bandwidth::new(given);
+    let options = ProfileOptions { prompt_tokens, steps, bandwidth: bandwidth.bytes_per_second() };
+    let found = model.profile(&options).map_err(|error| match error {
+        zmlx_models::GenerateError::PromptTooLong { .. } => Failure::usage(format_args!(
+            "{prompt_tokens} prompt tokens and twice {} steps do not fit: {error}; give fewer with --prompt-tokens \
+             or --steps",
+            steps.saturating_add(1)
+        )),
+        error => Failure::runtime(error),
+    })?;
+    if let Some(path) = &args.svg {
+        output::write_file(path, found.svg.as_bytes())?;
+        console.note(&format!("wrote {}", path.display()));
+    }
+    if let Some(path) = &args.html {
+        let info = model.info();
+        let heading = format!("{}: a decode step on {} in {}", info.family, found.device, found.dtype);
+        output::write_file(path, found.report.html(&heading, &found.svg).as_bytes())?;
+        console.note(&format!("wrote {}", path.display()));
+    }
+    if args.json {
+        output::write_json(&found)
+    } else {
+        output::write_stdout(describe(&found, steps, &bandwidth).as_bytes())
+    }
+}
+
+fn describe(found: &ModelProfile, steps: usize, bandwidth: &Bandwidth) -> String {
+    let report = &found.report;
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "model      {} on {}, position {}", found.dtype, found.device, found.position);
+    let _ = writeln!(text, "bandwidth  {}", bandwidth.words());
+    let _ = writeln!(
+        text,
+        "step       {:.3} ms undisturbed, {:.3} ms as the sum of its nodes, each waited for; medians of {steps}",
+        found.step_seconds * 1e3,
+        report.total.seconds * 1e3
+    );
+    table(&mut text, "op", &report.by_op, &report.total);
+    table(&mut text, "module", &report.by_module, &report.total);
+    if report.by_op.iter().chain(&report.by_module).any(|r| r.cache_resident) {
+        text.push_str("\n* faster than memory: these bytes came from a processor's cache\n");
+    }
+    text
+}
+
+fn table(text: &mut String, what: &str, rows: &[ProfileRow], total: &ProfileRow) {
+    let wide = rows.iter().map(|r| r.name.chars().count()).max().unwrap_or(0).max(6);
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "\n{what:<wide$}  nodes       time   share       bytes   GB/s  roofline");
+    for row in rows.iter().chain([total]) {
+        let moved = if row.bytes > 0 { bytes(row.bytes) } else { "-".to_owned() };
+        let rate = row.bytes_per_second.map_or_else(|| "-".to_owned(), |r| format!("{:.1}", r / 1e9));
+        let roofline = row.roofline.map_or_else(|| "-".to_owned(), |r| format!("{:.0} %", 100.0 * r));
+        let line = format!(
+            "{:<wide$}  {:>5}  {:>6.3} ms  {:>4.1} %  {moved:>10}  {rate:>5}  {roofline:>8}{}",
+            row.name,
+            row.nodes,
+            row.seconds * 1e3,
+            100.0 * row.share,
+            if row.cache_resident { " *" } else { "" }
+        );
+        let _ = writeln!(text, "{line}");
+    }
+}
