@@ -1,9 +1,16 @@
 //! What can be typed. Numbers stay text here: [`crate::request`] gives them their meaning and
 //! says the allowed range when they have none.
 
+mod measure;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use measure::{
+    CapsuleCommand, CompareArgs, LabModelArgs, LabRunArgs, ModelBenchArgs, ReferenceArg, ReportArgs,
+    ValidateArgs,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -11,6 +18,8 @@ Exit codes:
   1    failed while running (doctor: no backend is usable)
   2    bad usage
   3    the model could not be found or loaded
+  4    validate: the fidelity gate failed
+  5    validate, bench: a speed was above the roofline, so it is withheld
   130  interrupted by ctrl-C
 
 Results go to stdout; errors, statistics and progress go to stderr.";
@@ -49,6 +58,10 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Say which MLX library and which backends can be used
     Doctor(DoctorArgs),
+    /// Hold a patched model against stock: tokens, logits, speed; the exit code is the verdict
+    Validate(ValidateArgs),
+    /// Measure prefill and decode speed beside the read bandwidth; compare and report measurements
+    Bench(ModelBenchArgs),
     /// List, show, time and tune the kernels of the catalogue
     Kernels(KernelsArgs),
     /// Tools for measuring: models with random weights

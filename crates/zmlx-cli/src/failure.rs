@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use zmlx_lab::LabError;
+
 use crate::output::{self, Console};
 
 /// Why a command ended without success.
@@ -13,6 +15,10 @@ pub(crate) enum Failure {
     Usage(anyhow::Error),
     /// The model could not be found or loaded: exit code 3.
     Load(anyhow::Error),
+    /// `validate`: the patched model is not what stock is: exit code 4.
+    Fidelity(anyhow::Error),
+    /// A speed that cannot be: exit code 5.
+    Roofline(anyhow::Error),
     /// Anything that failed later: exit code 1.
     Runtime(anyhow::Error),
     /// ctrl-C ended a reply: exit code 130, nothing printed.
@@ -42,6 +48,21 @@ impl Failure {
         Self::Runtime(error.into())
     }
 
+    /// What the lab could not do.
+    pub(crate) fn lab(error: LabError) -> Self {
+        match error {
+            LabError::PatchedNotANumber { .. } => Self::Fidelity(error.into()),
+            LabError::AboveRoofline(_) => Self::Roofline(error.into()),
+            LabError::Load(_) => Self::Load(error.into()),
+            LabError::Option { .. }
+            | LabError::Prompts { .. }
+            | LabError::TooLong { .. }
+            | LabError::Patch(_)
+            | LabError::Capsule(_) => Self::Usage(error.into()),
+            _ => Self::Runtime(error.into()),
+        }
+    }
+
     /// A failed write to stdout.
     pub(crate) fn stdout(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
@@ -59,6 +80,8 @@ impl Failure {
             Self::Runtime(_) => 1,
             Self::Usage(_) => 2,
             Self::Load(_) => 3,
+            Self::Fidelity(_) => 4,
+            Self::Roofline(_) => 5,
             Self::Interrupted => 130,
         }
     }
@@ -66,7 +89,11 @@ impl Failure {
     /// The error to show, if this failure shows one.
     pub(crate) fn error(&self) -> Option<&anyhow::Error> {
         match self {
-            Self::Usage(error) | Self::Load(error) | Self::Runtime(error) => Some(error),
+            Self::Usage(error)
+            | Self::Load(error)
+            | Self::Fidelity(error)
+            | Self::Roofline(error)
+            | Self::Runtime(error) => Some(error),
             Self::Interrupted | Self::ClosedPipe => None,
         }
     }
@@ -144,6 +171,9 @@ mod tests {
             (Failure::usage("x"), 2),
             (Failure::bad_input(io::Error::other("x")), 2),
             (Failure::load(io::Error::other("x")), 3),
+            (Failure::lab(LabError::PatchedNotANumber { prompt: "p".into(), position: 1 }), 4),
+            (Failure::Roofline(anyhow::anyhow!("x")), 5),
+            (Failure::lab(LabError::Patch("no such pattern".into())), 2),
             (Failure::Interrupted, 130),
         ];
         for (failure, code) in cases {

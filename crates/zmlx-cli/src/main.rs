@@ -1,4 +1,4 @@
-//! The `zmlx` command line: arguments and printing around the `zmlx-models` library.
+//! The `zmlx` command line: arguments and printing around the `zmlx-models`, `zmlx-kernels` and `zmlx-lab` libraries.
 //!
 //! What was typed ([`args`]) and what it means ([`request`]) are two types; each command has one
 //! file under [`commands`]. Results go to stdout; errors, statistics and progress go to stderr.
@@ -11,6 +11,8 @@
 //! | 1 | failed while running; `zmlx doctor`: no backend is usable |
 //! | 2 | bad usage: an option, a prompt or a combination that cannot be meant |
 //! | 3 | the model could not be found or loaded |
+//! | 4 | `zmlx validate`: the fidelity gate failed |
+//! | 5 | `zmlx validate`, `zmlx bench`: a speed was above the roofline, so it is withheld |
 //! | 130 | interrupted by ctrl-C |
 #![forbid(unsafe_code)]
 

@@ -1,6 +1,6 @@
 //! Finding and loading a model, with progress.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
 use zmlx_models::{LoadOptions, Model};
@@ -41,9 +41,13 @@ fn clear(bar: Option<(String, ProgressBar)>) {
 
 /// Finds and loads a model.
 pub(crate) fn open(source: &ModelSource, options: &LoadOptions, console: &Console) -> Result<Model, Failure> {
-    let folder = locate(source, console)?;
+    load(&locate(source, console)?, options, console)
+}
+
+/// Loads the model of a folder or file.
+pub(crate) fn load(path: &Path, options: &LoadOptions, console: &Console) -> Result<Model, Failure> {
     let mut bar: Option<ProgressBar> = None;
-    let loaded = Model::load(&folder, options, &mut |progress| {
+    let loaded = Model::load(path, options, &mut |progress| {
         bar.get_or_insert_with(|| console.bar("loading", Unit::Bytes, progress.total_bytes))
             .set_position(progress.done_bytes);
     });

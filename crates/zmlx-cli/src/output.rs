@@ -50,6 +50,13 @@ impl Console {
         }
     }
 
+    /// A step of something long, shown where progress is.
+    pub(crate) fn step(&self, text: &str) {
+        if self.progress {
+            stderr_line(text);
+        }
+    }
+
     /// A bar labelled `label`, or one that draws nothing. A total of 0 means that it is unknown.
     pub(crate) fn bar(&self, label: &str, unit: Unit, total: u64) -> ProgressBar {
         if !self.progress {

@@ -1,5 +1,7 @@
 //! What was meant: arguments checked against their ranges and turned into the library's options.
 
+mod measure;
+
 use std::fmt::Display;
 use std::str::FromStr;
 
@@ -10,6 +12,8 @@ use zmlx_models::{
 
 use crate::args::{ChatArgs, DemoArgs, Device, Dtype, GenerateArgs, ModelArgs, PatchArgs, SamplingArgs};
 use crate::failure::Failure;
+
+pub(crate) use measure::{BenchRequest, ValidateRequest};
 
 /// `--max-tokens` of `generate` and `demo` when it is not given.
 const MAX_TOKENS: usize = 256;

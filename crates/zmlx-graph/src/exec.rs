@@ -201,7 +201,8 @@ impl Executor {
                     let (batch, outputs) = (batch as usize, outputs as usize);
                     let call = Call { tokens: &ids, batch, position, outputs };
                     let runner = self.runner.as_ref();
-                    let runner = runner.ok_or_else(|| GraphError::Malformed("a region without an engine".into()))?;
+                    let runner =
+                        runner.ok_or_else(|| GraphError::Malformed("a region without an engine".into()))?;
                     let mut runner = runner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     let value = |v: Value| values[v.node].get(v.output).cloned().flatten();
                     let made = region.run(&mut runner, &mut state.engine, &call, self.graph.output, value);
@@ -225,7 +226,8 @@ impl Executor {
         state.position += length;
         self.runs.fetch_add(1, Ordering::Relaxed);
         let output = self.graph.output;
-        let logits = values.get_mut(output.node).and_then(|v| v.get_mut(output.output)).and_then(Option::take);
+        let logits =
+            values.get_mut(output.node).and_then(|v| v.get_mut(output.output)).and_then(Option::take);
         let logits = logits.ok_or_else(|| GraphError::Malformed("the output has no value".to_owned()))?;
         let had = logits.dim(1).map_err(at(output.node))?;
         match outputs {
@@ -236,7 +238,13 @@ impl Executor {
     }
 
     /// Runs one node on MLX.
-    fn run_node(&self, index: usize, tokens: &Array, state: &mut State, values: &Values) -> Result<Vec<Array>> {
+    fn run_node(
+        &self,
+        index: usize,
+        tokens: &Array,
+        state: &mut State,
+        values: &Values,
+    ) -> Result<Vec<Array>> {
         let node = &self.graph.nodes[index];
         let position = state.position;
         let mut context = Context { tokens, position, weights: &self.weights, slots: &mut state.slots };

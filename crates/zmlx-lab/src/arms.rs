@@ -5,7 +5,9 @@ use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use zmlx_models::Model;
+use zmlx_graph::Fidelity;
+use zmlx_graph::pattern::PatternReport;
+use zmlx_models::{Model, PatchOptions, PatchReport};
 
 use crate::capsule::{Capsule, PatternRecord};
 use crate::error::LabError;
@@ -42,41 +44,6 @@ impl FromStr for Arm {
     }
 }
 
-/// Which patterns are wanted where none are named.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Preset {
-    /// Those whose fidelity the gate has confirmed.
-    #[default]
-    Default,
-    /// Those of class `bounded` too.
-    Fast,
-    /// None: both arms are stock, which shows how much two equal models differ.
-    None,
-}
-
-impl fmt::Display for Preset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Default => "default",
-            Self::Fast => "fast",
-            Self::None => "none",
-        })
-    }
-}
-
-/// What to patch.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PatchChoice {
-    /// The preset.
-    pub preset: Preset,
-    /// These patterns in its stead.
-    pub patterns: Option<Vec<String>>,
-    /// But not these.
-    pub exclude: Vec<String>,
-    /// Threads of native ops and of the bandwidth probe; all cores when not given.
-    pub threads: Option<usize>,
-}
-
 /// Counts that do not depend on the machine's mood.
 pub(crate) struct Counts {
     pub(crate) bytes_per_token: u64,
@@ -87,30 +54,31 @@ pub(crate) struct Counts {
 /// A model that changes between its arms.
 pub(crate) struct Arms<'m> {
     model: &'m mut Model,
-    active: Arm,
-    patterns: Vec<PatternRecord>,
+    options: PatchOptions,
+    report: Option<PatchReport>,
+}
+
+impl Drop for Arms<'_> {
+    fn drop(&mut self) {
+        self.model.keep_both(false);
+    }
 }
 
 impl<'m> Arms<'m> {
-    /// Begins as stock. Names of patterns are checked here, before anything is measured.
-    pub(crate) fn new(model: &'m mut Model, choice: &PatchChoice) -> Result<Self, LabError> {
-        let named = choice.patterns.iter().flatten().chain(&choice.exclude).next();
-        if let Some(name) = named {
-            return Err(LabError::Patch(format!(
-                "pattern {name} is unknown: this version has no patterns; leave --patterns and --exclude out"
-            )));
-        }
-        if choice.preset == Preset::Fast {
-            return Err(LabError::Patch(
-                "preset fast holds no patterns in this version: use --preset default or none".to_owned(),
-            ));
-        }
-        Ok(Self { model, active: Arm::Stock, patterns: Vec::new() })
+    /// A model whose two forms are both kept in memory while it is measured.
+    pub(crate) fn new(model: &'m mut Model, options: &PatchOptions) -> Result<Self, LabError> {
+        model.keep_both(true);
+        Ok(Self { model, options: options.clone(), report: None })
     }
 
     /// Makes this arm the one that runs. States of the model are void afterwards.
     pub(crate) fn select(&mut self, arm: Arm) -> Result<&Model, LabError> {
-        self.active = arm;
+        match arm {
+            Arm::Stock => self.model.unpatch()?,
+            Arm::Patched => {
+                self.model.patch(&self.options).map_err(|e| LabError::Patch(e.to_string()))?;
+            }
+        }
         Ok(self.model)
     }
 
@@ -119,16 +87,35 @@ impl<'m> Arms<'m> {
         self.model
     }
 
-    /// Says in a capsule what the patched arm was.
-    pub(crate) fn describe(&self, capsule: &mut Capsule) {
-        capsule.patterns = self.patterns.clone();
-        capsule.native = false;
+    /// Says in a capsule what the patched arm was. To be called once it has run.
+    pub(crate) fn describe(&mut self, capsule: &mut Capsule) -> Result<(), LabError> {
+        self.select(Arm::Patched)?;
+        self.report = self.model.patch_report();
+        capsule.patterns = self.patterns();
+        capsule.native = self.report.as_ref().is_some_and(|r| r.native);
         capsule.notes.extend(self.notes());
+        Ok(())
+    }
+
+    fn patterns(&self) -> Vec<PatternRecord> {
+        let record = |p: &PatternReport| PatternRecord {
+            name: p.name.clone(),
+            class: match p.class {
+                Fidelity::BitExact => Class::BitExact,
+                Fidelity::TokenIdentical => Class::TokenIdentical,
+                Fidelity::Bounded => Class::Bounded,
+            },
+            matched: p.matched as u64,
+            refused: p.refused.clone(),
+            executed: p.executed,
+        };
+        self.report.iter().flat_map(|r| &r.patterns).map(record).collect()
     }
 
     /// The weakest promise among the patterns that matched.
     pub(crate) fn class(&self) -> Class {
-        let matched = self.patterns.iter().filter(|p| p.matched > 0);
+        let patterns = self.patterns();
+        let matched = patterns.iter().filter(|p| p.matched > 0);
         matched.map(|p| p.class).max().unwrap_or(Class::BitExact)
     }
 
@@ -137,18 +124,19 @@ impl<'m> Arms<'m> {
         Counts {
             bytes_per_token: self.model.info().bytes_per_token,
             graph_nodes: self.model.executor().graph().nodes.len() as u64,
-            launches_per_token: None,
+            launches_per_token: Some(self.model.executor().launches_per_token()),
         }
     }
 
     /// What a reader must know about the patched arm.
     fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        if !self.patterns.iter().any(|p| p.matched > 0) {
+        let patterns = self.patterns();
+        if !patterns.iter().any(|p| p.matched > 0) {
             notes
                 .push("no pattern was put in: both arms are stock, and the differences are noise".to_owned());
         }
-        for idle in self.patterns.iter().filter(|p| p.matched > 0 && p.executed == 0) {
+        for idle in patterns.iter().filter(|p| p.matched > 0 && p.executed == 0) {
             notes.push(format!("pattern {} was put in at {} places and never ran", idle.name, idle.matched));
         }
         notes

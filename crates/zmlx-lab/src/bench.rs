@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::arms::{Arm, Arms, PatchChoice};
+use zmlx_models::PatchOptions;
+
+use crate::arms::{Arm, Arms};
 use crate::capsule::{ArmRecord, Capsule, Gains, Kind, Settings};
 use crate::error::LabError;
 use crate::machine::{Machine, Watch};
@@ -34,7 +36,7 @@ pub struct BenchOptions {
     /// The arms, in the order of the first run.
     pub arms: Vec<Arm>,
     /// What the patched arm is.
-    pub patch: PatchChoice,
+    pub patch: PatchOptions,
 }
 
 impl Default for BenchOptions {
@@ -45,7 +47,7 @@ impl Default for BenchOptions {
             runs: 5,
             cooldown: Duration::ZERO,
             arms: vec![Arm::Stock, Arm::Patched],
-            patch: PatchChoice::default(),
+            patch: PatchOptions::default(),
         }
     }
 }
@@ -92,7 +94,7 @@ pub fn bench(
     capsule.gains = gains(&capsule);
     capsule.notes = notes(options.runs);
     if options.arms.contains(&Arm::Patched) {
-        arms.describe(&mut capsule);
+        arms.describe(&mut capsule)?;
     }
     Ok(capsule)
 }
@@ -137,7 +139,7 @@ pub(crate) fn gains(capsule: &Capsule) -> Option<Gains> {
 
 /// What a capsule says of what was asked for.
 pub(crate) fn settings(
-    patch: &PatchChoice,
+    patch: &PatchOptions,
     max_tokens: usize,
     runs: usize,
     cooldown: Duration,

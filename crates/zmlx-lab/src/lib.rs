@@ -41,7 +41,7 @@ pub mod stats;
 mod time;
 mod validate;
 
-pub use arms::{Arm, PatchChoice, Preset};
+pub use arms::Arm;
 pub use bandwidth::{Probe, read_bandwidth};
 pub use bench::{BenchOptions, bench};
 pub use capsule::Capsule;

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use zmlx_models::{DtypeChoice, LoadOptions, Model};
 
-use crate::arms::{Arm, Arms, PatchChoice};
+use zmlx_models::PatchOptions;
+
+use crate::arms::{Arm, Arms};
 use crate::bench::{MOST_RUNS, MOST_TOKENS, gains, notes, records, settings};
 use crate::capsule::{Capsule, Kind};
 use crate::error::LabError;
@@ -39,7 +41,7 @@ pub struct ValidateOptions {
     /// Rest before each timed run.
     pub cooldown: Duration,
     /// What the patched arm is.
-    pub patch: PatchChoice,
+    pub patch: PatchOptions,
     /// A third model to hold both against.
     pub reference: Option<Reference>,
 }
@@ -51,7 +53,7 @@ impl Default for ValidateOptions {
             max_tokens: 128,
             runs: 3,
             cooldown: Duration::ZERO,
-            patch: PatchChoice::default(),
+            patch: PatchOptions::default(),
             reference: None,
         }
     }
@@ -119,7 +121,7 @@ pub fn validate(
     let settings = settings(&options.patch, options.max_tokens, options.runs, options.cooldown, &both);
     let mut capsule = blank(Kind::Validate, machine, model, settings, &prompts, conditions);
     capsule.notes = notes;
-    arms.describe(&mut capsule);
+    arms.describe(&mut capsule)?;
     let errors = options.reference.map(|Reference::F32| forced.errors(stock_is_reference));
     capsule.fidelity = Some(judge(arms.class(), forced, errors));
     capsule.roofline = roofline(probe.as_ref(), &timings.probes, &capsule.machine, &capsule.model);

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use zmlx_lab::capsule::Kind;
 use zmlx_lab::roofline::Bound;
 use zmlx_lab::{
-    Arm, BenchOptions, Capsule, LabError, PatchChoice, Preset, Prompt, Reference, Subject, ValidateOptions,
-    Validated, bench, report, validate,
+    Arm, BenchOptions, Capsule, LabError, Prompt, Reference, Subject, ValidateOptions, Validated, bench,
+    report, validate,
 };
 use zmlx_models::{DeviceChoice, DtypeChoice, LoadOptions, Model};
+use zmlx_models::{PatchOptions, Preset};
 
 fn load(dtype: DtypeChoice) -> (PathBuf, LoadOptions, Model) {
     let dir = zmlx_models::embedded_model_dir().unwrap();
@@ -18,8 +19,8 @@ fn load(dtype: DtypeChoice) -> (PathBuf, LoadOptions, Model) {
 }
 
 /// The model without patterns: an A/A test.
-fn unpatched() -> PatchChoice {
-    PatchChoice { preset: Preset::None, ..PatchChoice::default() }
+fn unpatched() -> PatchOptions {
+    PatchOptions { preset: Preset::None, ..PatchOptions::default() }
 }
 
 fn small() -> ValidateOptions {
@@ -137,7 +138,7 @@ fn what_cannot_be_meant_is_refused_before_anything_runs() {
 
 #[test]
 fn unknown_patterns_are_named() {
-    let patch = PatchChoice { patterns: Some(vec!["no_such_pattern".into()]), ..PatchChoice::default() };
+    let patch = PatchOptions { patterns: Some(vec!["no_such_pattern".into()]), ..PatchOptions::default() };
     let error = run(DtypeChoice::F32, &ValidateOptions { patch, ..small() }).unwrap_err();
     assert!(error.to_string().contains("no_such_pattern"), "{error}");
 }

@@ -35,9 +35,10 @@ pub struct Model {
     source: Source,
     built: Built,
     stock: Arc<Graph>,
-    executor: Executor,
-    /// What was patched; its counts are those of the moment.
-    patched: Option<Vec<PatternReport>>,
+    active: Form,
+    /// The other form, if both are kept.
+    kept: Option<Form>,
+    keep_both: bool,
     tokenizer: Option<Tokenizer>,
     eos_token_ids: Vec<u32>,
     info: ModelInfo,
@@ -47,9 +48,15 @@ pub struct Model {
     stream: Stream,
 }
 
+/// A graph with its weights: stock, or patched in some way.
+struct Form {
+    executor: Executor,
+    patch: Option<(PatchOptions, Vec<PatternReport>)>,
+}
+
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (family, patched) = (&self.info.family, self.patched.is_some());
+        let (family, patched) = (&self.info.family, self.is_patched());
         f.debug_struct("Model").field("family", family).field("patched", &patched).finish_non_exhaustive()
     }
 }
@@ -77,16 +84,12 @@ impl Model {
         let tokenizer = source.tokenizer()?;
         let stock = Arc::new(built.graph.clone());
         let weights = Weights { built: &built, source: &source, wanted, stream };
-        let patched = match &options.patch {
+        let active = match &options.patch {
             Some(patch) => weights.patched(&stock, patch, progress).map_err(|e| match e {
                 PatchError::Load(error) => error,
                 error => LoadError::Patch(error.to_string()),
             })?,
-            None => None,
-        };
-        let (executor, patched) = match patched {
-            Some((executor, patterns)) => (executor, Some(patterns)),
-            None => (weights.stock(&stock, progress)?, None),
+            None => Form { executor: weights.stock(&stock, progress)?, patch: None },
         };
         let mut eos_token_ids = source.config().eos_token_ids().to_vec();
         if let Some(id) = tokenizer.as_ref().and_then(|t| t.token_to_id(t.eos_token()?))
@@ -99,8 +102,9 @@ impl Model {
             source,
             built,
             stock,
-            executor,
-            patched,
+            active,
+            kept: None,
+            keep_both: false,
             tokenizer,
             eos_token_ids,
             info,
@@ -123,14 +127,15 @@ impl Model {
     /// # Errors
     /// [`PatchError`]; the model stays as it was.
     pub fn patch(&mut self, options: &PatchOptions) -> Result<PatchReport, PatchError> {
-        let weights =
-            Weights { built: &self.built, source: &self.source, wanted: self.wanted, stream: self.stream };
-        let (executor, patterns) = match weights.patched(&self.stock, options, &mut |_| {})? {
-            Some((executor, patterns)) => (executor, patterns),
-            None => (weights.stock(&self.stock, &mut |_| {})?, Vec::new()),
-        };
-        (self.executor, self.patched) = (executor, Some(patterns));
-        Ok(self.report_of(self.patched.as_deref().unwrap_or_default()))
+        let wanted = |form: &Form| form.patch.as_ref().is_some_and(|(with, _)| with == options);
+        if !wanted(&self.active) {
+            let next = match self.kept.take_if(|form| wanted(form)) {
+                Some(form) => form,
+                None => self.weights().patched(&self.stock, options, &mut |_| {})?,
+            };
+            self.activate(next);
+        }
+        Ok(self.report())
     }
 
     /// Goes back to the stock graph.
@@ -138,38 +143,64 @@ impl Model {
     /// # Errors
     /// [`LoadError`], if the weights cannot be read again; the model stays as it was.
     pub fn unpatch(&mut self) -> Result<(), LoadError> {
-        let weights =
-            Weights { built: &self.built, source: &self.source, wanted: self.wanted, stream: self.stream };
-        self.executor = weights.stock(&self.stock, &mut |_| {})?;
-        self.patched = None;
+        if self.is_patched() {
+            let next = match self.kept.take_if(|form| form.patch.is_none()) {
+                Some(form) => form,
+                None => Form { executor: self.weights().stock(&self.stock, &mut |_| {})?, patch: None },
+            };
+            self.activate(next);
+        }
         Ok(())
+    }
+
+    /// From now on keeps the stock form in memory when it is patched, and the patched form when it is not, so that going
+    /// back and forth costs nothing.
+    pub fn keep_both(&mut self, on: bool) {
+        self.keep_both = on;
+        if !on {
+            self.kept = None;
+        }
+    }
+
+    fn activate(&mut self, next: Form) {
+        let before = std::mem::replace(&mut self.active, next);
+        // One of each kind: a stock form is kept beside a patched one and the other way round.
+        if self.keep_both && before.patch.is_some() != self.active.patch.is_some() {
+            self.kept = Some(before);
+        }
+    }
+
+    fn weights(&self) -> Weights<'_> {
+        Weights { built: &self.built, source: &self.source, wanted: self.wanted, stream: self.stream }
     }
 
     /// Whether it is patched.
     pub fn is_patched(&self) -> bool {
-        self.patched.is_some()
+        self.active.patch.is_some()
     }
 
     /// What the patch did, and how often its ops have run since.
     pub fn patch_report(&self) -> Option<PatchReport> {
-        self.patched.as_deref().map(|p| self.report_of(p))
+        self.is_patched().then(|| self.report())
     }
 
-    fn report_of(&self, patterns: &[PatternReport]) -> PatchReport {
-        let runs = self.executor.runs();
+    fn report(&self) -> PatchReport {
+        let executor = &self.active.executor;
+        let runs = executor.runs();
         let with_counts =
             |p: &PatternReport| PatternReport { executed: p.matched as u64 * runs, ..p.clone() };
+        let patterns = self.active.patch.iter().flat_map(|(_, patterns)| patterns);
         PatchReport {
-            patterns: patterns.iter().map(with_counts).collect(),
-            launches_per_token: self.executor.launches_per_token(),
-            native: self.executor.is_native(),
-            threads: self.executor.threads(),
+            patterns: patterns.map(with_counts).collect(),
+            launches_per_token: executor.launches_per_token(),
+            native: executor.is_native(),
+            threads: executor.threads(),
         }
     }
 
     /// The graph that runs.
     pub fn graph(&self) -> &Graph {
-        self.executor.graph()
+        self.active.executor.graph()
     }
 
     /// The family's graph, as mlx-lm would run it.
@@ -222,7 +253,7 @@ impl Model {
 
     /// The executor, for those who run the graph themselves.
     pub fn executor(&self) -> &Executor {
-        &self.executor
+        &self.active.executor
     }
 
     /// The stream it runs on.
@@ -232,7 +263,7 @@ impl Model {
 
     /// An empty state.
     pub fn new_state(&self) -> State {
-        self.executor.new_state()
+        self.active.executor.new_state()
     }
 
     /// The logits `[1, length, vocabulary]` of some tokens, which continue what `state` has seen. Lazy. Ids must be within
@@ -242,7 +273,7 @@ impl Model {
             let tokens = Array::from_slice(tokens, &[1, tokens.len() as i32]).map_err(|source| {
                 zmlx_graph::GraphError::Node { path: "input".to_owned(), op: "tokens", source }
             })?;
-            self.executor.run(&tokens, state)
+            self.active.executor.run(&tokens, state)
         })
     }
 
@@ -253,7 +284,7 @@ impl Model {
         state: &mut State,
         wanted: Wanted,
     ) -> Result<Option<Array>, zmlx_graph::GraphError> {
-        self.executor.run_for(tokens, state, wanted)
+        self.active.executor.run_for(tokens, state, wanted)
     }
 }
 
@@ -300,13 +331,13 @@ impl Weights<'_> {
         Ok(Executor::new(Arc::clone(graph), |spec| arrays.remove(&spec.name))?)
     }
 
-    /// The patched graph with its weights; `None` if nothing is to be patched or nothing matched.
+    /// The patched graph with its weights; the stock graph if nothing is to be patched, or nothing matched.
     fn patched(
         &self,
         graph: &Arc<Graph>,
         options: &PatchOptions,
         progress: &mut dyn FnMut(LoadProgress),
-    ) -> Result<Option<(Executor, Vec<PatternReport>)>, PatchError> {
+    ) -> Result<Form, PatchError> {
         let backend = match (self.stream.device(), self.wanted) {
             (Device::Cpu, Some(Dtype::Float32)) => Backend::Cpu,
             (Device::Cpu, _) => Backend::Other("16-bit activations on the CPU (load with dtype f32)"),
@@ -314,16 +345,13 @@ impl Weights<'_> {
         };
         let choice = options.choose(backend)?;
         let threads = options.thread_count()?;
-        if choice.patterns.is_empty() {
-            return Ok(None);
-        }
         let rewritten = rewrite(graph, &choice)?;
-        if rewritten.patterns.iter().all(|p| p.matched == 0) {
-            let executor = self.stock(graph, progress)?;
-            return Ok(Some((executor, rewritten.patterns)));
-        }
-        let executor = with_stream(self.stream, || self.native(rewritten.graph, threads, progress))?;
-        Ok(Some((executor, rewritten.patterns)))
+        let executor = if rewritten.patterns.iter().all(|p| p.matched == 0) {
+            self.stock(graph, progress)?
+        } else {
+            with_stream(self.stream, || self.native(rewritten.graph, threads, progress))?
+        };
+        Ok(Form { executor, patch: Some((options.clone(), rewritten.patterns)) })
     }
 
     fn native(

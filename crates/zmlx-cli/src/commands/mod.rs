@@ -1,5 +1,6 @@
 //! The commands, one a file.
 
+mod bench;
 mod chat;
 mod completions;
 mod demo;
@@ -12,6 +13,7 @@ mod lab;
 mod man;
 mod plan;
 mod profile;
+mod validate;
 
 use crate::args::Command;
 use crate::failure::Failure;
@@ -28,6 +30,8 @@ pub(crate) fn run(command: Command, console: &Console) -> Result<(), Failure> {
         Command::Profile(args) => profile::run(args, console),
         Command::Demo(args) => demo::run(args, console),
         Command::Doctor(args) => doctor::run(&args, console),
+        Command::Validate(args) => validate::run(args, console),
+        Command::Bench(args) => bench::run(args, console),
         Command::Kernels(args) => kernels::run(&args, console),
         Command::Lab(args) => lab::run(&args, console),
         Command::Completions(args) => completions::run(&args),
