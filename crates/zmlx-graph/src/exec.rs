@@ -257,11 +257,25 @@ impl Executor {
     }
 
     /// Has the engine measure its stages, or stop.
-    pub(crate) fn measure(&self, on: bool) {
+    pub fn measure(&self, on: bool) {
         if let Some(runner) = &self.runner {
             let mut runner = runner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             runner.measure(on, self.plan.stages());
         }
+    }
+}
+
+impl Executor {
+    /// Nanoseconds that all threads together spent in each stage of the engine since measuring began or since the last call
+    /// of this, by name; of the first region.
+    pub fn stage_times(&self) -> Vec<(&'static str, u64)> {
+        let region = self.plan.steps.iter().find_map(|s| match s {
+            Step::Region(region) => Some(region),
+            Step::Node(_) => None,
+        });
+        let (Some(region), Some(runner)) = (region, &self.runner) else { return Vec::new() };
+        let times = runner.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take_times();
+        region.program.stages().iter().map(|s| s.name()).zip(times).collect()
     }
 }
 

@@ -98,12 +98,25 @@ impl Work<'_> {
                 return report;
             }
         };
-        let mut anchor = 0;
-        while let Some((template, found)) = self.next(&templates, &mut anchor) {
-            match self.replace(pattern, template, &found) {
-                Ok(()) => report.matched += 1,
-                Err(reason) if report.refused.contains(&reason) => {}
-                Err(reason) => report.refused.push(reason),
+        // The fullest form is looked for everywhere first: a shorter one would match inside of it.
+        let mut refused: Vec<(usize, String)> = Vec::new();
+        for template in &templates {
+            let mut anchor = 0;
+            while let Some(found) = self.next(template, &mut anchor) {
+                match self.replace(pattern, template, &found) {
+                    Ok(()) => {
+                        report.matched += 1;
+                        // What a fuller form was refused for does not count where a shorter one was taken.
+                        refused.retain(|(node, _)| !found.nodes.contains(node));
+                    }
+                    Err(reason) => refused.extend(found.nodes.last().map(|node| (*node, reason))),
+                }
+            }
+        }
+        self.drop_unread();
+        for (_, reason) in refused {
+            if !report.refused.contains(&reason) {
+                report.refused.push(reason);
             }
         }
         if report.matched == 0 && report.refused.is_empty() {
@@ -112,13 +125,30 @@ impl Work<'_> {
         report
     }
 
+    /// Takes out nodes that nobody reads any more: shared ones, which every op that needs them has taken in.
+    fn drop_unread(&mut self) {
+        loop {
+            let read: HashSet<usize> = self.nodes.iter().flatten().flat_map(|n| &n.inputs).map(|v| v.node).collect();
+            let mut dropped = false;
+            for (index, node) in self.nodes.iter_mut().enumerate() {
+                if node.is_some() && !read.contains(&index) && index != self.output.node {
+                    *node = None;
+                    dropped = true;
+                }
+            }
+            if !dropped {
+                return;
+            }
+        }
+    }
+
     /// The next match whose last node is at `anchor` or after it; moves `anchor` past it.
-    fn next<'t>(&self, templates: &'t [Template], anchor: &mut usize) -> Option<(&'t Template, Found)> {
+    fn next(&self, template: &Template, anchor: &mut usize) -> Option<Found> {
         let searched = Searched::new(&self.nodes, self.output);
         while *anchor < self.nodes.len() {
             let here = *anchor;
             *anchor += 1;
-            let found = templates.iter().find_map(|t| Some((t, searched.find(t, here)?)));
+            let found = searched.find(template, here);
             if found.is_some() {
                 return found;
             }

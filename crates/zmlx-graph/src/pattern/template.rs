@@ -35,7 +35,10 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Template>, String> {
     }
     let outputs = outputs.ok_or("no return line")?;
     let optional: Vec<usize> = (0..lines.len()).filter(|&i| lines[i].1).collect();
-    let all = (0..1u32 << optional.len()).map(|absent| {
+    // The fullest first.
+    let mut choices: Vec<u32> = (0..1 << optional.len()).collect();
+    choices.sort_by_key(|absent| absent.count_ones());
+    let all = choices.into_iter().map(|absent| {
         let mut template = Template { nodes: Vec::new(), outputs: outputs.clone() };
         let mut renamed: Vec<(String, String)> = Vec::new();
         for (i, (step, _)) in lines.iter().enumerate() {
