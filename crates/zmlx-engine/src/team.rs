@@ -1,13 +1,13 @@
 //! A team of threads that goes through a program of stages together.
 //!
-//! Each stage is cut into more chunks than there are threads. A thread takes the next chunk by adding to the stage's
-//! counter, and a stage is complete when all of its chunks are, not when all threads have come by. So a thread whose core
+//! Each stage is cut into more chunks than there are threads. A thread takes the next chunks by adding to the stage's
+//! counter, a part of what is left, and a stage is complete when all of its chunks are, not when all threads have come by. So a thread whose core
 //! is taken away holds up the others only if it holds a chunk; it finds the stages it missed complete and catches up.
 //! When others use the cores so much that the team waits longer than it gains, it goes on alone for a while.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 /// What a team goes through.
@@ -38,9 +38,13 @@ struct Shared {
     /// Helpers that have not left the current run.
     inside: AtomicUsize,
     progress: Vec<Progress>,
+    threads: usize,
     panicked: AtomicBool,
     /// A number that changes with every run, for helpers that poll before they sleep.
     signal: AtomicU32,
+    /// How many threads sleep within a run, and all that might.
+    sleepers: AtomicUsize,
+    members: Mutex<Vec<Thread>>,
 }
 
 #[derive(Default)]
@@ -63,8 +67,12 @@ impl JobPointer for Pointer<'_> {
     }
 }
 
-/// How long a thread looks at a counter before it yields its core.
-const SPINS: u32 = 2_000;
+/// How often a thread looks at a counter before it sleeps: some tens of microseconds. Sleeping gives the core away, and
+/// being woken lets the system choose another: two threads that landed on one core come apart.
+const SPINS: u32 = 1_500;
+
+/// How long a thread sleeps at most before it looks again.
+const NAP: Duration = Duration::from_micros(500);
 
 /// How long a helper polls for the next run before it sleeps.
 const POLL: Duration = Duration::from_micros(200);
@@ -92,8 +100,11 @@ impl Team {
             start: Condvar::new(),
             inside: AtomicUsize::new(0),
             progress: (0..stages).map(|_| Progress::default()).collect(),
+            threads: threads.max(1),
             panicked: AtomicBool::new(false),
             signal: AtomicU32::new(0),
+            sleepers: AtomicUsize::new(0),
+            members: Mutex::default(),
         });
         let helpers = (1..threads.max(1))
             .filter_map(|i| {
@@ -137,6 +148,12 @@ impl Team {
             p.done.store(0, Ordering::Relaxed);
         }
         let begin = Instant::now();
+        {
+            let mut members = lock(&self.shared.members);
+            members.clear();
+            members.push(thread::current());
+            members.extend(self.helpers.iter().map(|h| h.thread().clone()));
+        }
         let pointer = Pointer(job);
         let pointer: &dyn JobPointer = &pointer;
         // SAFETY: helpers use it only while `inside` counts them, and this function does not return, nor unwind, before that
@@ -168,6 +185,7 @@ impl Team {
             return;
         }
         let share = self.waited.as_secs_f64() / self.worked.as_secs_f64();
+        if std::env::var("SHARE").is_ok() { eprintln!("share {share:.4} of {:?}", self.worked); }
         (self.waited, self.worked) = (Duration::ZERO, Duration::ZERO);
         if share > TOO_MUCH_WAITING {
             self.alone = Some(Instant::now() + self.alone_for);
@@ -184,10 +202,7 @@ struct Leave<'a>(&'a Shared);
 
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
-        let mut spins = 0;
-        while self.0.inside.load(Ordering::Acquire) != 0 {
-            pause(&mut spins);
-        }
+        self.0.wait(|| self.0.inside.load(Ordering::Acquire) == 0);
         lock(&self.0.epoch).job = None;
     }
 }
@@ -242,7 +257,8 @@ fn help(shared: &Shared, thread: usize) {
                 shared.panicked.store(true, Ordering::Relaxed);
             }
         }
-        shared.inside.fetch_sub(1, Ordering::Release);
+        shared.inside.fetch_sub(1, Ordering::SeqCst);
+        shared.wake();
     }
 }
 
@@ -253,30 +269,34 @@ fn go_through(shared: &Shared, job: &dyn Job, thread: usize, waited: &mut Durati
         let progress = &shared.progress[stage];
         let mut first = true;
         loop {
-            let chunk = progress.taken.fetch_add(1, Ordering::Relaxed);
-            if chunk >= chunks {
+            // Neighbours together, so that memory is read in long runs: fewer and fewer, so that all end at once.
+            let left = chunks.saturating_sub(progress.taken.load(Ordering::Relaxed));
+            let some = (left / (4 * shared.threads)).max(1);
+            let start = progress.taken.fetch_add(some, Ordering::Relaxed);
+            if start >= chunks {
                 break;
             }
-            let guard = Finish { shared, progress };
-            job.work(thread, stage, chunk, first);
+            let end = (start + some).min(chunks);
+            let guard = Finish { shared, progress, chunks: end - start };
+            for chunk in start..end {
+                job.work(thread, stage, chunk, first);
+                first = false;
+            }
             drop(guard);
-            first = false;
         }
         if progress.done.load(Ordering::Acquire) < chunks {
             let since = Instant::now();
-            let mut spins = 0;
-            while progress.done.load(Ordering::Acquire) < chunks {
-                pause(&mut spins);
-            }
+            shared.wait(|| progress.done.load(Ordering::Acquire) >= chunks);
             *waited += since.elapsed();
         }
     }
 }
 
-/// Counts a chunk as done, also if it panics: the others must not wait for ever.
+/// Counts chunks as done, also if one panics: the others must not wait for ever.
 struct Finish<'a> {
     shared: &'a Shared,
     progress: &'a Progress,
+    chunks: usize,
 }
 
 impl Drop for Finish<'_> {
@@ -284,13 +304,33 @@ impl Drop for Finish<'_> {
         if thread::panicking() {
             self.shared.panicked.store(true, Ordering::Relaxed);
         }
-        self.progress.done.fetch_add(1, Ordering::Release);
+        self.progress.done.fetch_add(self.chunks, Ordering::SeqCst);
+        self.shared.wake();
     }
 }
 
-fn pause(spins: &mut u32) {
-    *spins += 1;
-    if *spins < SPINS { std::hint::spin_loop() } else { thread::yield_now() }
+impl Shared {
+    /// Waits for a condition that another thread of the team brings about.
+    fn wait(&self, met: impl Fn() -> bool) {
+        for _ in 0..SPINS {
+            if met() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        while !met() {
+            thread::park_timeout(NAP);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Wakes those that sleep.
+    fn wake(&self) {
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            lock(&self.members).iter().for_each(Thread::unpark);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -230,6 +230,10 @@ pub(crate) unsafe fn product<const P: usize, const T: usize, const GROUP: usize,
             }
             for p in 0..P {
                 let at = panels[p].add(g * group_bytes + ROWS * GROUP / 2);
+                if T == 1 {
+                    // The line that the steps of 64 above leave out.
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                }
                 let scale = super::avx2::load_scales::<FORMAT>(at);
                 let bias = super::avx2::load_scales::<FORMAT>(at.add(ROWS * scale_bytes));
                 for t in 0..T {

@@ -395,7 +395,7 @@ fn in_panels(
                 }
                 match (panels - p, some) {
                     (1, 1) => by_format!(1, 1),
-                    (_, 1) => by_format!(2, 1),
+                    (_, 1) => by_format!(1, 1),
                     (1, _) => by_format!(1, 2),
                     _ => by_format!(2, 2),
                 }
