@@ -185,7 +185,6 @@ impl Team {
             return;
         }
         let share = self.waited.as_secs_f64() / self.worked.as_secs_f64();
-        if std::env::var("SHARE").is_ok() { eprintln!("share {share:.4} of {:?}", self.worked); }
         (self.waited, self.worked) = (Duration::ZERO, Duration::ZERO);
         if share > TOO_MUCH_WAITING {
             self.alone = Some(Instant::now() + self.alone_for);

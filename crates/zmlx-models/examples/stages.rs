@@ -19,6 +19,7 @@ fn main() {
     model.run(&ids, &mut state).unwrap();
     println!("prefill {} tokens {:.1} tok/s", prompt, prompt as f64 / t.elapsed().as_secs_f64());
     for round in 0..3 {
+        let mut state = model.new_state();
         let t = Instant::now();
         for i in 0..n {
             model.run(&[(i as u32 * 977 + 3) % 1000], &mut state).unwrap();
