@@ -15,20 +15,17 @@ fn fill(bytes: &mut [u8], mut seed: u64) {
 fn matrix(rows: usize, columns: usize, bits: u32, group: usize) -> Matrix {
     let mut codes = Huge::new(rows * columns * bits as usize / 8).unwrap();
     fill(codes.bytes_mut(), 7);
-    let part = |value: u16| {
-        let mut h = Huge::new(rows * columns / group * 2).unwrap();
-        h.bytes_mut().chunks_exact_mut(2).for_each(|b| b.copy_from_slice(&value.to_le_bytes()));
-        h.share()
-    };
+    let part = |value: u16| -> Vec<u8> { value.to_le_bytes().repeat(rows * columns / group) };
+    let (scales, biases) = (part(0x3c00), part(0xbd80));
     let data = Data::Quantized {
-        codes: codes.share(),
-        scales: part(0x3c00),
-        biases: Some(part(0xbd80)),
+        codes: &*codes.bytes_mut(),
+        scales: scales.as_slice(),
+        biases: Some(biases.as_slice()),
         coding: Coding::Affine(bits),
         scale: ScaleFormat::Bf16,
         group,
     };
-    Matrix::new(data, 1, rows, columns).unwrap().arranged().unwrap()
+    Matrix::copied(&data, 1, rows, columns).unwrap()
 }
 
 fn median(mut v: Vec<f64>) -> f64 {

@@ -40,9 +40,27 @@ impl Huge {
             // SAFETY: the range is an allocation of ours and starts at a page.
             unsafe { libc::madvise(start.as_ptr().cast(), total & !((1 << 21) - 1), libc::MADV_HUGEPAGE) };
         }
-        // SAFETY: `total` bytes were allocated. Writing also touches the pages, so that reads find them.
-        unsafe { start.as_ptr().write_bytes(0, total) };
-        Ok(Self { start, len, layout })
+        let huge = Self { start, len, layout };
+        // Writing also touches the pages, which takes long enough to share it.
+        let part = total.div_ceil(copying_threads(total)).next_multiple_of(1 << 21);
+        std::thread::scope(|scope| {
+            for first in (0..total).step_by(part) {
+                let (huge, n) = (&huge, part.min(total - first));
+                // SAFETY: `total` bytes were allocated, and no part is written twice.
+                scope.spawn(move || unsafe { huge.start.as_ptr().add(first).write_bytes(0, n) });
+            }
+        });
+        Ok(huge)
+    }
+
+    /// Bytes it holds.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     /// The bytes, to fill them.
@@ -63,6 +81,12 @@ impl Drop for Huge {
         // SAFETY: allocated with this layout.
         unsafe { std::alloc::dealloc(self.start.as_ptr(), self.layout) };
     }
+}
+
+/// Threads that copying so many bytes is worth.
+pub fn copying_threads(bytes: usize) -> usize {
+    const WORTH: usize = 8 << 20;
+    if bytes < WORTH { 1 } else { std::thread::available_parallelism().map_or(1, usize::from).min(8) }
 }
 
 /// The system has not that much memory.

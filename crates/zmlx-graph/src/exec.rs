@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use zmlx_engine::program::{Call, Runner};
-use zmlx_mlx::Array;
+use zmlx_mlx::{Array, Dtype};
 
 use crate::error::{GraphError, Result};
 use crate::graph::{Graph, Value};
@@ -25,6 +25,9 @@ pub struct Executor {
     runs: AtomicU64,
 }
 
+/// Hands out tensors as arrays.
+type Arrays<'a> = dyn FnMut(&TensorSpec) -> Option<Array> + 'a;
+
 /// Of which positions of a call the logits are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
@@ -45,12 +48,13 @@ impl Executor {
         Self::with_plan(graph, plan, &mut tensor, 1)
     }
 
-    /// Runs fused nodes on the CPU's engine with `threads` threads, and the others on MLX. `stored` hands out tensors as
-    /// the checkpoint has them, `converted` in the dtype that MLX is to run in.
+    /// Runs fused nodes on the CPU's engine with `threads` threads, and the others on MLX. `stored` writes the
+    /// bytes of a tensor as the checkpoint has them and says their dtype, `converted` gives it in the dtype that MLX is to
+    /// run in.
     pub fn native(
         graph: Arc<Graph>,
         threads: usize,
-        mut stored: impl FnMut(&TensorSpec) -> Option<Array>,
+        mut stored: impl FnMut(&TensorSpec, &mut Vec<u8>) -> Option<Dtype>,
         mut converted: impl FnMut(&TensorSpec) -> Option<Array>,
     ) -> Result<Self> {
         graph.check()?;
@@ -60,7 +64,7 @@ impl Executor {
         Self::with_plan(graph, plan, &mut converted, threads)
     }
 
-    fn with_plan(graph: Arc<Graph>, plan: Plan, tensor: &mut Tensors<'_>, threads: usize) -> Result<Self> {
+    fn with_plan(graph: Arc<Graph>, plan: Plan, tensor: &mut Arrays<'_>, threads: usize) -> Result<Self> {
         let on_mlx: HashSet<usize> = plan
             .steps
             .iter()

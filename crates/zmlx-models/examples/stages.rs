@@ -9,10 +9,13 @@ fn main() {
     let prompt: usize = a[4].parse().unwrap();
     let patch = Some(PatchOptions { threads: Some(threads), ..PatchOptions::default() });
     let t = Instant::now();
-    let model = Model::load(a[1].as_ref(), &LoadOptions { patch, ..Default::default() }, &mut |_| {}).unwrap();
+    let model =
+        Model::load(a[1].as_ref(), &LoadOptions { patch, ..Default::default() }, &mut |_| {}).unwrap();
     println!("load {:.2} s", t.elapsed().as_secs_f64());
     println!("{}", model.patch_report().unwrap());
-    if std::env::var("SHOW").is_ok() { println!("{}", model.graph()); }
+    if std::env::var("SHOW").is_ok() {
+        println!("{}", model.graph());
+    }
     let mut state = model.new_state();
     let ids: Vec<u32> = (0..prompt as u32).map(|i| i * 37 % 1000 + 5).collect();
     let t = Instant::now();

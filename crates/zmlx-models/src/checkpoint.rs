@@ -145,6 +145,8 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// Bytes of its data.
     pub bytes: u64,
+    /// Where its data begins in the file.
+    pub offset: u64,
 }
 
 /// All tensors of a checkpoint.
@@ -311,7 +313,10 @@ fn read_header(path: &Path) -> Result<Vec<(String, TensorInfo)>, CheckpointError
     }
     let mut bytes = Vec::new();
     file.take(header).read_to_end(&mut bytes).map_err(read)?;
-    parse_header(&bytes, available - header, path).map_err(fail)
+    let mut tensors = parse_header(&bytes, available - header, path).map_err(fail)?;
+    // Offsets in the header count from its end.
+    tensors.iter_mut().for_each(|(_, tensor)| tensor.offset += 8 + header);
+    Ok(tensors)
 }
 
 fn parse_header(
@@ -385,7 +390,7 @@ fn check_entry(tensor: &str, entry: &Json, path: &Path) -> Result<(TensorInfo, u
         let expected = if bits % 8 == 0 { format!("{} bytes", bits / 8) } else { format!("{bits} bits") };
         return Err(HeaderProblem::SizeMismatch { tensor: tensor.to_owned(), shape, dtype, expected, found });
     }
-    Ok((TensorInfo { file: path.to_owned(), dtype, shape, bytes: found }, begin, end))
+    Ok((TensorInfo { file: path.to_owned(), dtype, shape, bytes: found, offset: begin }, begin, end))
 }
 
 /// Bits of one element of a safetensors dtype.

@@ -372,11 +372,17 @@ impl Weights<'_> {
         };
         let total_bytes = self.source.file_bytes();
         let mut done_bytes = 0;
-        let stored = |spec: &TensorSpec| {
-            let array = take(spec, &mut files)?;
-            done_bytes += array.nbytes() as u64;
+        let stored = |spec: &TensorSpec, buffer: &mut Vec<u8>| {
+            let dtype = match read_bytes(self.built, spec, &mut files, buffer) {
+                Ok(dtype) => dtype,
+                Err(error) => {
+                    failure.borrow_mut().get_or_insert(error);
+                    return None;
+                }
+            };
+            done_bytes += buffer.len() as u64;
             progress(LoadProgress { done_bytes: done_bytes.min(total_bytes), total_bytes });
-            Some(array)
+            Some(dtype)
         };
         let converted = |spec: &TensorSpec| {
             let array = take(spec, &mut again)?;
@@ -431,6 +437,26 @@ fn flush(batch: &mut Vec<Array>, bytes: &mut usize) -> Result<u64, LoadError> {
     zmlx_mlx::eval(&batch.iter().collect::<Vec<_>>())?;
     batch.clear();
     Ok(std::mem::take(bytes) as u64)
+}
+
+/// The bytes of a tensor as they are stored: straight from the file where that is all there is to it.
+fn read_bytes(
+    built: &Built,
+    spec: &TensorSpec,
+    files: &mut Reader<'_>,
+    buffer: &mut Vec<u8>,
+) -> Result<Dtype, LoadError> {
+    if let Some(tensor) = built.tensors.get(&spec.name)
+        && let ([source], None) = (tensor.sources.as_slice(), &tensor.transpose)
+        && let Some(dtype) = files.bytes(source, buffer)?
+    {
+        return Ok(dtype);
+    }
+    let array = read_tensor(built, spec, files)?;
+    let bytes = zmlx_mlx::ops::contiguous(&zmlx_mlx::ops::contiguous(&array)?.view(Dtype::Uint8)?)?;
+    buffer.clear();
+    buffer.extend_from_slice(bytes.as_slice::<u8>()?);
+    Ok(array.dtype())
 }
 
 fn read_tensor(built: &Built, spec: &TensorSpec, files: &mut Reader<'_>) -> Result<Array, LoadError> {

@@ -1,11 +1,14 @@
 //! Where a model comes from: a folder or a GGUF file.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use zmlx_mlx::{Array, io};
+use zmlx_engine::memory::copying_threads;
+use zmlx_mlx::{Array, Dtype, io};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::families::{self, Built};
@@ -90,7 +93,7 @@ impl Source {
                 for file in &checkpoint.files {
                     arrays.extend(io::load_safetensors(file)?);
                 }
-                Ok(Reader::Folder(arrays))
+                Ok(Reader::Folder { arrays, checkpoint, open: None })
             }
             Self::Gguf(model) => Ok(Reader::Gguf(model.reader()?)),
         }
@@ -99,8 +102,8 @@ impl Source {
 
 /// Gives out weights.
 pub(crate) enum Reader<'a> {
-    /// Lazy arrays, read when they are evaluated.
-    Folder(HashMap<String, Array>),
+    /// Lazy arrays, read when they are evaluated, and for bytes the file that was read last.
+    Folder { arrays: HashMap<String, Array>, checkpoint: &'a Checkpoint, open: Option<(PathBuf, File)> },
     /// Converted when asked for.
     Gguf(gguf::Reader<'a>),
 }
@@ -109,8 +112,53 @@ impl Reader<'_> {
     /// The array of a source of the graph's tensors; each can be taken once.
     pub(crate) fn take(&mut self, name: &str) -> Result<Option<Array>, LoadError> {
         match self {
-            Self::Folder(arrays) => Ok(arrays.remove(name)),
+            Self::Folder { arrays, .. } => Ok(arrays.remove(name)),
             Self::Gguf(reader) => reader.take(name),
         }
     }
+
+    /// Writes the bytes of a source into `buffer` as the file has them, and says their dtype; `None` if that takes more than
+    /// reading a part of a file: then [`Self::take`] gives it.
+    pub(crate) fn bytes(&mut self, name: &str, buffer: &mut Vec<u8>) -> Result<Option<Dtype>, LoadError> {
+        let Self::Folder { checkpoint, open, .. } = self else { return Ok(None) };
+        let Some(tensor) = checkpoint.tensors.get(name) else { return Ok(None) };
+        let Some(dtype) = dtype_named(&tensor.dtype) else { return Ok(None) };
+        let fail =
+            |source| LoadError::Checkpoint(CheckpointError::Read { path: tensor.file.clone(), source });
+        if open.as_ref().is_none_or(|(path, _)| *path != tensor.file) {
+            *open = Some((tensor.file.clone(), File::open(&tensor.file).map_err(fail)?));
+        }
+        let Some((_, file)) = open else { return Ok(None) };
+        buffer.resize(tensor.bytes as usize, 0);
+        read_in_parts(file, tensor.offset, buffer).map_err(fail)?;
+        Ok(Some(dtype))
+    }
+}
+
+/// Reads a part of a file on several threads.
+fn read_in_parts(file: &File, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+    let part = buffer.len().div_ceil(copying_threads(buffer.len())).max(1);
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = buffer
+            .chunks_mut(part)
+            .enumerate()
+            .map(|(i, chunk)| scope.spawn(move || file.read_exact_at(chunk, offset + (i * part) as u64)))
+            .collect();
+        let ended = |p: std::thread::ScopedJoinHandle<'_, std::io::Result<()>>| {
+            p.join().unwrap_or_else(|_| Err(std::io::Error::other("a reading thread panicked")))
+        };
+        parts.into_iter().try_for_each(ended)
+    })
+}
+
+/// The dtype of that name in safetensors headers, of those that weights come in.
+fn dtype_named(name: &str) -> Option<Dtype> {
+    Some(match name {
+        "F32" => Dtype::Float32,
+        "F16" => Dtype::Float16,
+        "BF16" => Dtype::Bfloat16,
+        "U32" => Dtype::Uint32,
+        "U8" => Dtype::Uint8,
+        _ => return None,
+    })
 }

@@ -78,24 +78,24 @@ impl Float {
     }
 }
 
-/// What a matrix is made of.
+/// What a matrix is made of, in bytes held by `B`.
 #[derive(Debug, Clone)]
-pub enum Data {
+pub enum Data<B = Bytes> {
     /// Rows of floats.
     Dense {
         /// The elements, row after row.
-        elements: Bytes,
+        elements: B,
         /// Their type.
         float: Float,
     },
     /// Rows of packed codes.
     Quantized {
         /// The codes, row after row, as MLX packs them: little-endian, low bits first.
-        codes: Bytes,
+        codes: B,
         /// A scale a group.
-        scales: Bytes,
+        scales: B,
         /// A bias a group (affine only).
-        biases: Option<Bytes>,
+        biases: Option<B>,
         /// How codes are coded.
         coding: Coding,
         /// How scales and biases are stored.
@@ -138,6 +138,9 @@ pub enum MatrixError {
     /// A setting that the products do not know.
     #[error("no CPU product for {0}")]
     Unsupported(String),
+    /// No memory.
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
 }
 
 impl Matrix {
@@ -146,40 +149,50 @@ impl Matrix {
     /// # Errors
     /// [`MatrixError`], for parts of the wrong size and for settings that have no product here.
     pub fn new(data: Data, experts: usize, rows: usize, columns: usize) -> Result<Self, MatrixError> {
-        let overflow = || MatrixError::Unsupported(format!("{experts} x {rows} x {columns} elements"));
-        let elements = experts.checked_mul(rows).and_then(|n| n.checked_mul(columns)).ok_or_else(overflow)?;
-        let size = |what, expected: usize, found: usize| {
-            if expected == found { Ok(()) } else { Err(MatrixError::Size { what, expected, found }) }
-        };
-        match &data {
-            Data::Dense { elements: bytes, float } => {
-                size("elements", elements.checked_mul(float.bytes()).ok_or_else(overflow)?, bytes.len())?;
-            }
-            Data::Quantized { codes, scales, biases, coding, scale, group } => {
-                let (bits, group) = (coding.bits() as usize, *group);
-                let affine = matches!(coding, Coding::Affine(_));
-                let known = match (coding, scale) {
-                    (Coding::Affine(b), ScaleFormat::Bf16 | ScaleFormat::F16 | ScaleFormat::F32) => {
-                        matches!(b, 2 | 3 | 4 | 5 | 6 | 8) && matches!(group, 32 | 64 | 128)
-                    }
-                    (Coding::E2m1 | Coding::E4m3, ScaleFormat::E8m0) => group == 32,
-                    (Coding::E2m1, ScaleFormat::E4m3) => group == 16,
-                    _ => false,
-                };
-                if !known || columns == 0 || !columns.is_multiple_of(group) || affine != biases.is_some() {
-                    return Err(MatrixError::Unsupported(format!(
-                        "{coding:?} with {scale:?} scales in groups of {group}, {columns} columns{}",
-                        if affine && biases.is_none() { ", without biases" } else { "" }
-                    )));
-                }
-                size("codes", elements.checked_mul(bits).ok_or_else(overflow)? / 8, codes.len())?;
-                let groups = elements / group * scale.bytes();
-                size("scales", groups, scales.len())?;
-                if let Some(biases) = biases {
-                    size("biases", groups, biases.len())?;
-                }
-            }
+        check(&data, experts, rows, columns)?;
+        Ok(Self { data: Stored::Rows(data), experts, rows, columns })
+    }
+
+    /// Copies a matrix into the order that products read fastest on this processor, on all threads.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; [`MatrixError::Memory`] if there is no room.
+    pub fn copied(
+        data: &Data<&[u8]>,
+        experts: usize,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Self, MatrixError> {
+        check(data, experts, rows, columns)?;
+        #[cfg(target_arch = "x86_64")]
+        if let Data::Quantized {
+            codes,
+            scales,
+            biases: Some(biases),
+            coding: Coding::Affine(4),
+            scale,
+            group,
+        } = data
+            && product::has_avx2()
+            && rows.is_multiple_of(panel::ROWS)
+        {
+            let panels =
+                panel::Panels::new((codes, scales, biases), experts * rows, columns, *group, *scale)?;
+            return Ok(Self { data: Stored::Panels(panels), experts, rows, columns });
         }
+        let data = match data {
+            Data::Dense { elements, float } => {
+                Data::Dense { elements: Bytes::copy_of(elements)?, float: *float }
+            }
+            Data::Quantized { codes, scales, biases, coding, scale, group } => Data::Quantized {
+                codes: Bytes::copy_of(codes)?,
+                scales: Bytes::copy_of(scales)?,
+                biases: biases.map(Bytes::copy_of).transpose()?,
+                coding: *coding,
+                scale: *scale,
+                group: *group,
+            },
+        };
         Ok(Self { data: Stored::Rows(data), experts, rows, columns })
     }
 
@@ -196,31 +209,6 @@ impl Matrix {
     /// Columns, the width of the activations.
     pub fn columns(&self) -> usize {
         self.columns
-    }
-
-    /// The same matrix in the order that products read fastest on this processor; itself where there is none. Costs one
-    /// copy of this matrix while it runs.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`] if there is no room for the copy.
-    pub fn arranged(self) -> Result<Self, OutOfMemory> {
-        #[cfg(target_arch = "x86_64")]
-        if let Stored::Rows(Data::Quantized {
-            codes,
-            scales,
-            biases: Some(biases),
-            coding: Coding::Affine(4),
-            scale,
-            group,
-        }) = &self.data
-            && product::has_avx2()
-            && self.rows.is_multiple_of(panel::ROWS)
-        {
-            let rows = self.experts * self.rows;
-            let panels = panel::Panels::new((codes, scales, biases), rows, self.columns, *group, *scale)?;
-            return Ok(Self { data: Stored::Panels(panels), ..self });
-        }
-        Ok(self)
     }
 
     /// Products want ranges of rows that begin and end at multiples of this (the last may end earlier).
@@ -258,6 +246,50 @@ impl Matrix {
             Stored::Panels(p) => Layout::Bytes(p.group),
         }
     }
+}
+
+/// Whether the parts have the sizes that the shape asks for.
+fn check<B: std::ops::Deref<Target = [u8]>>(
+    data: &Data<B>,
+    experts: usize,
+    rows: usize,
+    columns: usize,
+) -> Result<(), MatrixError> {
+    let overflow = || MatrixError::Unsupported(format!("{experts} x {rows} x {columns} elements"));
+    let elements = experts.checked_mul(rows).and_then(|n| n.checked_mul(columns)).ok_or_else(overflow)?;
+    let size = |what, expected: usize, found: usize| {
+        if expected == found { Ok(()) } else { Err(MatrixError::Size { what, expected, found }) }
+    };
+    match &data {
+        Data::Dense { elements: bytes, float } => {
+            size("elements", elements.checked_mul(float.bytes()).ok_or_else(overflow)?, bytes.len())?;
+        }
+        Data::Quantized { codes, scales, biases, coding, scale, group } => {
+            let (bits, group) = (coding.bits() as usize, *group);
+            let affine = matches!(coding, Coding::Affine(_));
+            let known = match (coding, scale) {
+                (Coding::Affine(b), ScaleFormat::Bf16 | ScaleFormat::F16 | ScaleFormat::F32) => {
+                    matches!(b, 2 | 3 | 4 | 5 | 6 | 8) && matches!(group, 32 | 64 | 128)
+                }
+                (Coding::E2m1 | Coding::E4m3, ScaleFormat::E8m0) => group == 32,
+                (Coding::E2m1, ScaleFormat::E4m3) => group == 16,
+                _ => false,
+            };
+            if !known || columns == 0 || !columns.is_multiple_of(group) || affine != biases.is_some() {
+                return Err(MatrixError::Unsupported(format!(
+                    "{coding:?} with {scale:?} scales in groups of {group}, {columns} columns{}",
+                    if affine && biases.is_none() { ", without biases" } else { "" }
+                )));
+            }
+            size("codes", elements.checked_mul(bits).ok_or_else(overflow)? / 8, codes.len())?;
+            let groups = elements / group * scale.bytes();
+            size("scales", groups, scales.len())?;
+            if let Some(biases) = biases {
+                size("biases", groups, biases.len())?;
+            }
+        }
+    }
+    Ok(())
 }
 
 impl ScaleFormat {

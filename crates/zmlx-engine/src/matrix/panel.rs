@@ -79,7 +79,22 @@ impl Panels {
         scale: ScaleFormat,
     ) -> Result<Self, OutOfMemory> {
         let mut huge = Huge::new(Self::size(rows, columns, group, scale))?;
-        Self::fill(huge.bytes_mut(), parts, columns, group, scale);
+        let (codes, scales, biases) = parts;
+        // Each thread some panels.
+        let panels = rows / ROWS;
+        let each = panels.div_ceil(crate::memory::copying_threads(huge.len())).max(1);
+        let row_scales = columns / group * scale.bytes();
+        std::thread::scope(|scope| {
+            let size = each * Self::size(ROWS, columns, group, scale);
+            for (i, out) in huge.bytes_mut().chunks_mut(size.max(1)).enumerate() {
+                let first = i * each * ROWS;
+                let rows = out.len() / Self::size(ROWS, columns, group, scale) * ROWS;
+                let codes = &codes[first * columns / 2..][..rows * columns / 2];
+                let scales = &scales[first * row_scales..][..rows * row_scales];
+                let biases = &biases[first * row_scales..][..rows * row_scales];
+                scope.spawn(move || Self::fill(out, (codes, scales, biases), columns, group, scale));
+            }
+        });
         Ok(Self { bytes: huge.share(), group, scale, groups: columns / group })
     }
 

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use half::{bf16, f16};
 use zmlx_engine::matrix::{Coding, Data, Float, Matrix, MatrixError, ScaleFormat};
-use zmlx_engine::memory::{Bytes, OutOfMemory};
+use zmlx_engine::memory::OutOfMemory;
 use zmlx_engine::program::{Buffer, Program, Slot, Stage};
 use zmlx_engine::stages::{Norm, Rope};
 use zmlx_mlx::{Array, Dtype};
@@ -27,14 +28,6 @@ pub enum LoweringError {
         /// What is wrong.
         message: String,
     },
-    /// MLX could not read it.
-    #[error("{path}: {source}")]
-    Read {
-        /// Its path.
-        path: String,
-        /// What MLX said.
-        source: zmlx_mlx::Error,
-    },
     /// No memory.
     #[error(transparent)]
     Memory(#[from] OutOfMemory),
@@ -43,8 +36,8 @@ pub enum LoweringError {
     Pattern(String),
 }
 
-/// Hands out the tensors of weights, as they are stored.
-pub type Tensors<'a> = dyn FnMut(&TensorSpec) -> Option<Array> + 'a;
+/// Writes a tensor's bytes as they are stored into a buffer, and says what they are; `None` if there is no such tensor.
+pub type Tensors<'a> = dyn FnMut(&TensorSpec, &mut Vec<u8>) -> Option<Dtype> + 'a;
 
 /// How a value of the graph lies in a buffer of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +94,8 @@ pub struct Lowering<'a> {
     pub(crate) templates: Vec<Slot>,
     matrices: HashMap<WeightId, Matrix>,
     vectors: HashMap<WeightId, Vec<f32>>,
+    /// Room for the parts of one weight, kept: fresh pages cost more than reading into them.
+    staging: [Vec<u8>; 3],
     ropes: HashMap<String, Arc<Rope>>,
     /// Buffers that nobody will read again, by width.
     free: Vec<(usize, Buffer)>,
@@ -123,6 +118,7 @@ impl<'a> Lowering<'a> {
             templates: Vec::new(),
             matrices: HashMap::new(),
             vectors: HashMap::new(),
+            staging: Default::default(),
             ropes: HashMap::new(),
             free: Vec::new(),
             widths: HashMap::new(),
@@ -249,12 +245,10 @@ impl<'a> Lowering<'a> {
         }
         let weight = &self.graph.weights[id.0];
         let fail = |message: String| LoweringError::Weight { path: weight.path.clone(), message };
-        let mut parts = Vec::new();
-        for spec in weight.tensors() {
-            let array = (self.tensors)(&spec).ok_or_else(|| LoweringError::Missing(spec.name.clone()))?;
-            let read = |source| LoweringError::Read { path: spec.name.clone(), source };
-            let bytes = with_bytes(&array, Bytes::copy_of).map_err(read)??;
-            parts.push((bytes, array.dtype()));
+        let mut dtypes = Vec::new();
+        for (spec, buffer) in weight.tensors().iter().zip(&mut self.staging) {
+            let dtype = (self.tensors)(spec, buffer);
+            dtypes.push(dtype.ok_or_else(|| LoweringError::Missing(spec.name.clone()))?);
         }
         let size = |i: usize| weight.shape.get(i).map_or(1, |d| *d as usize);
         let (experts, rows, columns) = match weight.shape.len() {
@@ -262,11 +256,11 @@ impl<'a> Lowering<'a> {
             3 => (size(0), size(1), size(2)),
             n => return Err(fail(format!("a matrix of {n} dimensions"))),
         };
+        let parts = self.staging.iter().map(Vec::as_slice).zip(dtypes);
         let data =
             data(&weight.format, parts).ok_or_else(|| fail("stored in a way that has no product".into()))?;
         let matrix =
-            Matrix::new(data, experts, rows, columns).map_err(|e: MatrixError| fail(e.to_string()))?;
-        let matrix = matrix.arranged()?;
+            Matrix::copied(&data, experts, rows, columns).map_err(|e: MatrixError| fail(e.to_string()))?;
         self.matrices.insert(id, matrix.clone());
         Ok(matrix)
     }
@@ -285,9 +279,23 @@ impl<'a> Lowering<'a> {
             let message = "a quantised weight where a vector is needed".to_owned();
             return Err(LoweringError::Weight { path: weight.path.clone(), message });
         };
-        let array = (self.tensors)(spec).ok_or_else(|| LoweringError::Missing(spec.name.clone()))?;
-        let floats = array.astype(Dtype::Float32).and_then(|a| a.to_vec::<f32>());
-        let vector = floats.map_err(|source| LoweringError::Read { path: spec.name.clone(), source })?;
+        let buffer = &mut self.staging[0];
+        let dtype = (self.tensors)(spec, buffer).ok_or_else(|| LoweringError::Missing(spec.name.clone()))?;
+        let vector: Vec<f32> = match dtype {
+            Dtype::Float32 => {
+                buffer.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            }
+            Dtype::Float16 => {
+                buffer.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+            }
+            Dtype::Bfloat16 => {
+                buffer.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+            }
+            other => {
+                let message = format!("{other} where floats are needed");
+                return Err(LoweringError::Weight { path: weight.path.clone(), message });
+            }
+        };
         self.vectors.insert(id, vector.clone());
         Ok(vector)
     }
@@ -365,8 +373,7 @@ impl Turn {
 }
 
 /// The parts of a weight as the engine takes them.
-fn data(format: &Format, parts: Vec<(Bytes, Dtype)>) -> Option<Data> {
-    let mut parts = parts.into_iter();
+fn data<'b>(format: &Format, mut parts: impl Iterator<Item = (&'b [u8], Dtype)>) -> Option<Data<&'b [u8]>> {
     let (first, dtype) = parts.next()?;
     let float = |dtype| {
         Some(match dtype {
@@ -396,11 +403,4 @@ fn data(format: &Format, parts: Vec<(Bytes, Dtype)>) -> Option<Data> {
     };
     let biases = parts.next().map(|(bytes, _)| bytes);
     Some(Data::Quantized { codes: first, scales, biases, coding, scale, group: q.group_size as usize })
-}
-
-/// The bytes of an array, row-contiguous.
-fn with_bytes<T>(array: &Array, use_them: impl FnOnce(&[u8]) -> T) -> zmlx_mlx::Result<T> {
-    let bytes = array.view(Dtype::Uint8)?;
-    let dense = zmlx_mlx::ops::contiguous(&bytes)?;
-    Ok(use_them(dense.as_slice::<u8>()?))
 }

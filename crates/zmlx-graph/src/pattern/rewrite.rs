@@ -128,7 +128,8 @@ impl Work<'_> {
     /// Takes out nodes that nobody reads any more: shared ones, which every op that needs them has taken in.
     fn drop_unread(&mut self) {
         loop {
-            let read: HashSet<usize> = self.nodes.iter().flatten().flat_map(|n| &n.inputs).map(|v| v.node).collect();
+            let read: HashSet<usize> =
+                self.nodes.iter().flatten().flat_map(|n| &n.inputs).map(|v| v.node).collect();
             let mut dropped = false;
             for (index, node) in self.nodes.iter_mut().enumerate() {
                 if node.is_some() && !read.contains(&index) && index != self.output.node {
