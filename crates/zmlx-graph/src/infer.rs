@@ -157,6 +157,11 @@ impl Types {
         self.values.get(index).map_or(&[], Vec::as_slice)
     }
 
+    /// Adds the types of a node that was put behind all others.
+    pub(crate) fn push(&mut self, outputs: Vec<Type>) {
+        self.values.push(outputs);
+    }
+
     /// What a slot holds after the call: of a key/value cache keys and values `[B, kv_heads, S, head_dim]`, of a
     /// convolution state the inputs `[B, keep, channels]`. Empty if no node uses the slot.
     pub fn slot(&self, id: SlotId) -> &[Type] {

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use crate::fidelity::Fidelity;
 use crate::fused::Body;
 use crate::graph::{Graph, Node, Value};
+use crate::infer::Types;
 use crate::ops::RmsNorm;
+use crate::shape::{Dim, Shape};
 use crate::weights::{Format, Weight, WeightId};
 
 pub use rewrite::{Backend, Choice, PatternReport, Rewritten, rewrite};
@@ -39,6 +41,7 @@ impl std::fmt::Debug for Pattern {
 /// What a template matched.
 pub struct Match<'a> {
     pub(crate) graph: &'a Graph,
+    pub(crate) types: &'a Types,
     pub(crate) nodes: HashMap<String, &'a Node>,
     pub(crate) inputs: Vec<String>,
     pub(crate) values: &'a HashMap<String, Value>,
@@ -67,6 +70,52 @@ impl Match<'_> {
     /// The node that an input comes from.
     pub fn producer(&self, name: &str) -> Option<&Node> {
         self.producers.get(name).copied()
+    }
+
+    /// The shape of `name`.
+    pub fn shape(&self, name: &str) -> Option<&Shape> {
+        Some(&self.types.get(*self.values.get(name)?)?.shape)
+    }
+
+    /// The width of `name`, which must be one row a token: `[B, L, width]`.
+    pub fn row_width(&self, name: &str) -> Result<usize, String> {
+        match self.shape(name).map(|s| s.0.as_slice()) {
+            Some([b, l, width]) if (b, l) == (&Dim::batch(), &Dim::length()) => width
+                .constant()
+                .and_then(|w| usize::try_from(w).ok())
+                .ok_or(format!("{name} has no fixed width")),
+            Some(_) => Err(format!("{name} is not one row a token, but perhaps heads")),
+            None => Err(format!("{name} has no shape")),
+        }
+    }
+
+    /// Which input `name` is, which must be one row a token.
+    pub fn rows(&self, name: &str) -> Result<usize, String> {
+        self.row_width(name)?;
+        self.input(name)
+    }
+
+    /// The input `residual` that the node `sum`, if it is there, adds to `part`: of the same shape.
+    pub fn residual(&self, sum: &str, part: &str, residual: &str) -> Result<Option<usize>, String> {
+        if self.node(sum).is_none() {
+            return Ok(None);
+        }
+        if self.shape(part) != self.shape(residual) {
+            return Err("what is added to the product has another shape".to_owned());
+        }
+        self.input(residual).map(Some)
+    }
+
+    /// Whether all these weights are stored alike, so that one pass over the activations serves them all.
+    pub fn alike(&self, weights: &[WeightId]) -> Result<(), String> {
+        let formats: Vec<&Format> =
+            weights.iter().map(|id| self.weight(*id).map(|w| &w.format)).collect::<Result<_, _>>()?;
+        if formats.windows(2).all(|pair| pair[0] == pair[1]) {
+            return Ok(());
+        }
+        let paths: Vec<&str> =
+            weights.iter().filter_map(|id| self.weight(*id).ok()).map(|w| w.path.as_str()).collect();
+        Err(format!("{} are stored differently", paths.join(", ")))
     }
 
     /// Whether `name` is the graph's output.

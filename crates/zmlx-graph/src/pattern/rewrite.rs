@@ -163,13 +163,7 @@ impl Work<'_> {
         template: &Template,
         found: &Found,
     ) -> std::result::Result<(), String> {
-        let made: HashSet<&String> = template.nodes.iter().flat_map(|s| &s.outputs).collect();
-        let mut inputs: Vec<String> = Vec::new();
-        for name in template.nodes.iter().flat_map(|s| &s.inputs) {
-            if !made.contains(name) && !inputs.contains(name) {
-                inputs.push(name.clone());
-            }
-        }
+        let inputs: Vec<String> = template.inputs().into_iter().cloned().collect();
         let mut nodes: HashMap<String, &Node> = HashMap::new();
         for (step, &index) in template.nodes.iter().zip(&found.nodes) {
             let node = self.nodes[index].as_ref().ok_or("a node went away")?;
@@ -180,8 +174,8 @@ impl Work<'_> {
             Some((name.clone(), node))
         };
         let producers = inputs.iter().filter_map(producer).collect();
-        let (values, output) = (&found.values, self.output);
-        let matched = Match { graph: self.graph, nodes, inputs: inputs.clone(), values, producers, output };
+        let (graph, types, values, output) = (self.graph, &self.types, &found.values, self.output);
+        let matched = Match { graph, types, nodes, inputs: inputs.clone(), values, producers, output };
         let body = (pattern.build)(&matched)?;
         let reference = self.reference(template, found, &inputs)?;
         let path = self.nodes[*found.nodes.last().ok_or("an empty template")?]
@@ -197,6 +191,8 @@ impl Work<'_> {
             }
         }
         self.nodes.push(Some(Node { op: Arc::new(op), inputs: given, path }));
+        let made = outputs.iter().filter_map(|v| self.types.get(*v).cloned()).collect();
+        self.types.push(made);
         for (output, old) in outputs.into_iter().enumerate() {
             self.rename(old, Value { node: index, output });
         }

@@ -66,7 +66,9 @@ impl Partial {
     fn bind(&self, graph: &Searched<'_>, template: &Template, step: usize, index: usize) -> Vec<Self> {
         let wanted = &template.nodes[step];
         let Some(node) = graph.node(index) else { return Vec::new() };
-        let fits = wanted.ops.iter().any(|op| op == node.op.name())
+        // A fused op may be named as an op that it stands for: it is not that op.
+        let fits = node.op.fused().is_none()
+            && wanted.ops.iter().any(|op| op == node.op.name())
             && node.inputs.len() == wanted.inputs.len()
             && node.op.outputs() >= wanted.outputs.len()
             && !self.nodes.contains(&Some(index));
@@ -125,6 +127,13 @@ impl Found {
     /// Whether nothing but the template's outputs (and what may be shared) is read from outside.
     fn is_closed(&self, graph: &Searched<'_>, template: &Template) -> bool {
         let inside: HashSet<usize> = self.nodes.iter().copied().collect();
+        // An input that the match itself makes, and that goes away with it, would be read from nowhere.
+        let kept = |node: usize| {
+            template.nodes.iter().zip(&self.nodes).all(|(step, &index)| index != node || step.shared)
+        };
+        if !template.inputs().iter().filter_map(|n| self.values.get(*n)).all(|v| kept(v.node)) {
+            return false;
+        }
         let outputs: HashSet<Value> =
             template.outputs.iter().filter_map(|n| self.values.get(n)).copied().collect();
         template.nodes.iter().zip(&self.nodes).all(|(step, &index)| {

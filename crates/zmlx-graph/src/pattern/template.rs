@@ -11,6 +11,20 @@ pub(crate) struct Template {
     pub(crate) outputs: Vec<String>,
 }
 
+impl Template {
+    /// The names that its nodes read and none of them makes, in order.
+    pub(crate) fn inputs(&self) -> Vec<&String> {
+        let made = |name: &String| self.nodes.iter().any(|step| step.outputs.contains(name));
+        let mut inputs: Vec<&String> = Vec::new();
+        for name in self.nodes.iter().flat_map(|s| &s.inputs) {
+            if !made(name) && !inputs.contains(&name) {
+                inputs.push(name);
+            }
+        }
+        inputs
+    }
+}
+
 /// A node of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Step {

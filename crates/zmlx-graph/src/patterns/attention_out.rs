@@ -8,6 +8,7 @@ use crate::fused::Body;
 use crate::native::{Form, Lowering, LoweringError};
 use crate::ops::{Attention, Linear};
 use crate::pattern::{Match, Pattern};
+use crate::shape::Dim;
 
 /// Attention over the engine's cache, with what follows it.
 pub static PATTERN: Pattern = Pattern {
@@ -38,30 +39,17 @@ struct Fused {
 
 fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     let cached = m.producer("keys").and_then(|n| n.op.fused()).filter(|f| f.pattern == "qkv_rope_append");
-    let qkv = cached.ok_or("its cache is not the engine's (qkv_rope_append is off or did not match)")?;
-    // The heads are those of the query product.
-    let heads = qkv.reference.nodes.iter().filter_map(|n| {
-        let op: &dyn std::any::Any = &*n.op;
-        op.downcast_ref::<crate::ops::SplitHeads>()
-    });
-    let counts: Vec<usize> = heads.map(|h| h.heads.max(1) as usize).collect();
-    let heads = counts.iter().copied().max().ok_or("no heads")?;
-    let widths: Vec<usize> = qkv
-        .reference
-        .nodes
-        .iter()
-        .filter_map(|n| {
-            let op: &dyn std::any::Any = &*n.op;
-            m.matrix(op.downcast_ref::<Linear>()?.weight).ok()
-        })
-        .map(|(rows, _)| rows)
-        .collect();
-    let width = widths.iter().max().map_or(0, |rows| rows / heads);
+    cached.ok_or("its cache is not the engine's (qkv_rope_append is off or did not match)")?;
+    let constant = |d: &Dim| d.constant().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
+    let (heads, width) = match m.shape("q").map(|s| s.0.as_slice()) {
+        Some([_, heads, _, width]) => constant(heads).zip(constant(width)).ok_or("heads of no fixed size")?,
+        _ => return Err("its queries are not heads".to_owned()),
+    };
     let linear = m.need::<Linear>("o")?.clone();
     let (_, columns) = m.matrix(linear.weight)?;
     let scale = m.need::<Attention>("a")?.scale;
     let inputs = [m.input("q")?, m.input("keys")?];
-    let residual = m.node("h").map(|_| m.input("r")).transpose()?;
+    let residual = m.residual("h", "o", "r")?;
     Ok(Arc::new(Fused {
         scale,
         linear,

@@ -36,8 +36,8 @@ pub(super) struct Product {
 fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     let linear = m.need::<Linear>("y")?.clone();
     m.matrix(linear.weight)?;
-    let input = m.input("x").or_else(|_| m.input("n"))?;
-    let residual = Some(m.input("r")?);
+    let input = m.rows("x")?;
+    let residual = m.residual("h", "y", "r")?;
     Ok(Arc::new(Product { input, norm: m.norm("n"), linear, residual, wanted_only: false }))
 }
 

@@ -25,6 +25,6 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     }
     let linear = m.need::<Linear>("y")?.clone();
     m.matrix(linear.weight)?;
-    let input = m.input("x").or_else(|_| m.input("n"))?;
+    let input = m.rows("x")?;
     Ok(Arc::new(Product { input, norm: m.norm("n"), linear, residual: None, wanted_only: true }))
 }

@@ -54,26 +54,19 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
         Ok(weight)
     };
     let (gate, up, down) = (expert("gate")?, expert("up")?, expert("down")?);
-    if m.weight(gate)?.format != m.weight(up)?.format {
-        return Err("gate and up are stored differently".to_owned());
-    }
+    m.alike(&[gate, up])?;
     let Sum { axis: -2, keepdims: false } = m.need::<Sum>("s")? else {
         return Err("experts are summed over another axis".to_owned());
     };
     let router = m.producer("indices").and_then(|n| n.op.fused()).filter(|f| f.pattern == "router");
-    let k = router.and_then(|f| {
-        f.reference.nodes.iter().find_map(|n| {
-            let op: &dyn std::any::Any = &*n.op;
-            Some(op.downcast_ref::<crate::ops::TopKIndices>()?.k)
-        })
-    });
-    let k = k.ok_or("its router is not fused (router is off or did not match)")?;
+    router.ok_or("its router is not fused (router is off or did not match)")?;
+    let k = m.row_width("indices")?;
     let activation = activation(&m.node("a").ok_or("no activation")?.op)?;
-    let input = m.input("x").or_else(|_| m.input("n"))?;
-    let residual = m.node("h").map(|_| m.input("r")).transpose()?;
+    let input = m.rows("x")?;
+    let residual = m.residual("h", "s", "r")?;
     let (indices, weights) = (m.input("indices")?, m.input("weights")?);
     let norm = m.norm("n");
-    Ok(Arc::new(Fused { input, indices, weights, residual, norm, k: k as usize, gate, up, down, activation }))
+    Ok(Arc::new(Fused { input, indices, weights, residual, norm, k, gate, up, down, activation }))
 }
 
 impl Body for Fused {

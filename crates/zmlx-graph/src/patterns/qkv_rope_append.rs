@@ -88,8 +88,9 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     if parts[1].heads != parts[2].heads {
         return Err("keys and values have different numbers of heads".to_owned());
     }
+    m.alike(&[parts[0].linear.weight, parts[1].linear.weight, parts[2].linear.weight])?;
     let slot = m.need::<KvAppend>("keys")?.slot;
-    let input = m.input(if m.node("n").is_some() { "x" } else { "n" }).or_else(|_| m.input("x"))?;
+    let input = m.rows("x")?;
     Ok(Arc::new(Fused { input, norm: m.norm("n"), parts, slot }))
 }
 

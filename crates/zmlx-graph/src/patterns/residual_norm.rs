@@ -28,9 +28,10 @@ struct Fused {
 }
 
 fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
-    let norm = m.norm("n");
-    let (weight, _) = norm.ok_or("no norm")?;
-    let width = m.weight(weight)?.shape.first().copied().unwrap_or(0) as usize;
+    let (width, norm) = (m.row_width("h")?, m.norm("n"));
+    if m.shape("a") != m.shape("b") {
+        return Err("one of the two has another shape".to_owned());
+    }
     Ok(Arc::new(Fused { inputs: [m.input("a")?, m.input("b")?], norm, width }))
 }
 

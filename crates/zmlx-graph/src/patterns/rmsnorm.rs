@@ -27,12 +27,7 @@ struct Norm {
 }
 
 fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
-    if m.producer("x").is_some_and(|n| n.op.name() == "split_heads") {
-        return Err("a norm over heads".to_owned());
-    }
-    let norm = m.norm("n");
-    let (weight, _) = norm.ok_or("no norm")?;
-    let width = m.weight(weight)?.shape.first().copied().unwrap_or(0) as usize;
+    let (width, norm) = (m.row_width("x")?, m.norm("n"));
     Ok(Arc::new(Norm { input: m.input("x")?, norm, width }))
 }
 

@@ -100,7 +100,7 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
         None => None,
     };
     let scale = m.op::<MultiplyScalar>("scaled").map_or(1.0, |s| s.0 as f32);
-    let input = m.input("x").or_else(|_| m.input("n"))?;
+    let input = m.rows("x")?;
     Ok(Arc::new(Fused { input, norm: m.norm("n"), linear, scores, bias, k: k as usize, renormalise, scale }))
 }
 

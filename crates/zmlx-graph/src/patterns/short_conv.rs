@@ -56,7 +56,7 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
         return Err(format!("{taps} taps with {} kept inputs", step.keep));
     }
     let (slot, keep, taps) = (step.slot, step.keep as usize, taps as usize);
-    let input = m.input("x").or_else(|_| m.input("n"))?;
+    let input = m.rows("x")?;
     Ok(Arc::new(Fused { input, norm: m.norm("n"), linear, conv, slot, keep, taps }))
 }
 

@@ -61,12 +61,10 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
         Ok(linear)
     };
     let (gate, up, down) = (linear("g")?, linear("u")?, linear("d")?);
-    if m.weight(gate.weight)?.format != m.weight(up.weight)?.format {
-        return Err("gate and up are stored differently".to_owned());
-    }
+    m.alike(&[gate.weight, up.weight])?;
     let activation = activation(&m.node("a").ok_or("no activation")?.op)?;
-    let input = m.input("x").or_else(|_| m.input("n"))?;
-    let residual = m.node("h").map(|_| m.input("r")).transpose()?;
+    let input = m.rows("x")?;
+    let residual = m.residual("h", "d", "r")?;
     Ok(Arc::new(Fused { input, norm: m.norm("n"), gate, up, down, activation, residual }))
 }
 
