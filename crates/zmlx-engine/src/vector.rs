@@ -46,6 +46,20 @@ pub(crate) fn rms_norm(x: &[f32], weight: Option<&[f32]>, eps: f32, out: &mut [f
     }
 }
 
+/// `(x - mean) / sqrt(mean((x - mean)^2) + eps) * w + b` into `out`; without `w` it is 1, without `b` 0.
+pub(crate) fn layer_norm(x: &[f32], weight: Option<&[f32]>, bias: Option<&[f32]>, eps: f32, out: &mut [f32]) {
+    let mean = sum(x) / x.len() as f32;
+    out.iter_mut().zip(x).for_each(|(o, x)| *o = x - mean);
+    let inverse = 1.0 / (dot(out, out) / x.len() as f32 + eps).sqrt();
+    out.iter_mut().for_each(|o| *o *= inverse);
+    if let Some(w) = weight {
+        out.iter_mut().zip(w).for_each(|(o, w)| *o *= w);
+    }
+    if let Some(b) = bias {
+        out.iter_mut().zip(b).for_each(|(o, b)| *o += b);
+    }
+}
+
 /// Softmax in place; every element minus infinity gives NaN, as its formula does.
 pub(crate) fn softmax(x: &mut [f32], room: &mut Vec<f32>) {
     let largest = x.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));

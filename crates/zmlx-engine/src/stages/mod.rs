@@ -14,7 +14,7 @@ pub use conv::ShortConv;
 pub use experts::{Choice, Combine, ExpertsDown, ExpertsUp, Group};
 pub use heads::{Angles, Heads, Qkv, Rope};
 pub use linear::{Gated, Linear};
-pub use plain::{Add, Embed, RmsNorm};
+pub use plain::{Add, Embed, LayerNorm, RmsNorm, Softmax};
 pub use router::{Route, Scores};
 pub use source::{Norm, Pack, Source};
 

@@ -117,3 +117,77 @@ impl Stage for RmsNorm {
         }
     }
 }
+
+/// Layer norm of each row.
+#[derive(Debug)]
+pub struct LayerNorm {
+    /// The factors, one an element; ones if absent.
+    pub weight: Option<Vec<f32>>,
+    /// What is added, one an element; zeros if absent.
+    pub bias: Option<Vec<f32>>,
+    /// Added under the root.
+    pub eps: f32,
+    /// What is normalised.
+    pub x: Buffer,
+    /// The result.
+    pub out: Buffer,
+    /// Width of a row.
+    pub width: usize,
+}
+
+impl Stage for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+
+    fn chunks(&self, frame: &Frame<'_>) -> usize {
+        frame.rows().div_ceil(ROWS)
+    }
+
+    fn work(&self, frame: &Frame<'_>, local: &mut Local, chunk: usize, _: bool) {
+        for t in chunk * ROWS..((chunk + 1) * ROWS).min(frame.rows()) {
+            let range = t * self.width..(t + 1) * self.width;
+            local.a.resize(self.width, 0.0);
+            // SAFETY: as in `Add`.
+            unsafe {
+                let x = frame.buffer(self.x).get(range.clone());
+                vector::layer_norm(x, self.weight.as_deref(), self.bias.as_deref(), self.eps, &mut local.a);
+                frame.buffer(self.out).get_mut(range).copy_from_slice(&local.a);
+            }
+        }
+    }
+}
+
+/// Softmax of each row.
+#[derive(Debug)]
+pub struct Softmax {
+    /// The logits.
+    pub x: Buffer,
+    /// The result.
+    pub out: Buffer,
+    /// Width of a row.
+    pub width: usize,
+}
+
+impl Stage for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax"
+    }
+
+    fn chunks(&self, frame: &Frame<'_>) -> usize {
+        frame.rows().div_ceil(ROWS)
+    }
+
+    fn work(&self, frame: &Frame<'_>, local: &mut Local, chunk: usize, _: bool) {
+        for t in chunk * ROWS..((chunk + 1) * ROWS).min(frame.rows()) {
+            let range = t * self.width..(t + 1) * self.width;
+            local.b.clear();
+            // SAFETY: as in `Add`.
+            unsafe {
+                local.b.extend_from_slice(frame.buffer(self.x).get(range.clone()));
+                vector::softmax(&mut local.b, &mut local.a);
+                frame.buffer(self.out).get_mut(range).copy_from_slice(&local.b);
+            }
+        }
+    }
+}

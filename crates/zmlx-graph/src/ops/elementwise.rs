@@ -188,7 +188,7 @@ impl Op for Cast {
 }
 
 /// The type of arithmetic between the two, `b` being input number `number`.
-fn broadcast(a: &Type, number: usize, b: &Type) -> std::result::Result<Type, ShapeError> {
+pub(super) fn broadcast(a: &Type, number: usize, b: &Type) -> std::result::Result<Type, ShapeError> {
     let error = || ShapeError::input(number, b, format_args!("a shape that broadcasts with {a}"));
     let shape = a.shape.broadcast(&b.shape).ok_or_else(error)?;
     Ok(Type { shape, dtype: promoted(number, b, a.dtype)? })

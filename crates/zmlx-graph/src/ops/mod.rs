@@ -3,6 +3,7 @@
 mod attention;
 mod conv;
 mod elementwise;
+mod geglu;
 mod linear;
 mod moe;
 mod norm;
@@ -11,7 +12,8 @@ mod shape;
 pub use attention::{Attention, Frequencies, KvAppend, Rope, RopeFrequencies};
 pub use conv::{ConvStep, DepthwiseConv1d};
 pub use elementwise::{AddScalar, Binary, Cast, MultiplyScalar, Sigmoid, SwiGlu};
+pub use geglu::GeGlu;
 pub use linear::{Embedding, Linear, Tokens};
 pub use moe::{AddWeight, ExpertLinear, ExpertSort, ExpertUnsort, TakeAlongLast, TopKIndices};
-pub use norm::{RmsNorm, Softmax};
+pub use norm::{LayerNorm, RmsNorm, Softmax};
 pub use shape::{ExpandLast, MergeHeads, Split, SplitHeads, Sum, Transpose};

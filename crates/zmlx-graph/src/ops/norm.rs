@@ -58,6 +58,61 @@ impl Op for RmsNorm {
     }
 }
 
+/// `(x - mean(x)) / sqrt(var(x) + eps) * w + b` over the last axis; without `w` it is 1, without `b` 0.
+#[derive(Debug)]
+pub struct LayerNorm {
+    /// The factors `[width]`.
+    pub weight: Option<WeightId>,
+    /// What is added, `[width]`.
+    pub bias: Option<WeightId>,
+    /// Added under the root.
+    pub eps: f32,
+}
+
+impl Op for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, Attribute)> {
+        vec![("eps", Attribute::Float(self.eps.into()))]
+    }
+
+    fn weights(&self) -> Vec<WeightId> {
+        [self.weight, self.bias].into_iter().flatten().collect()
+    }
+
+    fn infer(
+        &self,
+        context: &InferContext<'_>,
+        given: &[Type],
+    ) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        let Some(width) = x.shape.last().filter(|_| x.dtype.is_float()) else {
+            return Err(ShapeError::input(0, x, "[..., width] of floats"));
+        };
+        let mut dtype = x.dtype;
+        for id in self.weights() {
+            let weight = context.weight(id)?;
+            if !matches!(weight.shape.as_slice(), &[n] if width.is(n.into())) {
+                return Err(ShapeError::weight(weight, format_args!("a vector [{width}]")));
+            }
+            dtype = promoted(0, &Type { dtype, ..x.clone() }, weight.dtype())?;
+        }
+        Ok(vec![Type { dtype, ..x.clone() }])
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        node.plain(&self.weights(), 1, 8)
+    }
+
+    fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
+        let weight = self.weight.map(|id| context.weight(id).dense()).transpose()?;
+        let bias = self.bias.map(|id| context.weight(id).dense()).transpose()?;
+        Ok(vec![fast::layer_norm(inputs[0], weight.as_ref(), bias.as_ref(), self.eps)?])
+    }
+}
+
 /// `e^x / sum(e^x)` over the last axis.
 #[derive(Debug)]
 pub struct Softmax {

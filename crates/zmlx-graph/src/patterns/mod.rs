@@ -2,6 +2,7 @@
 
 mod attention_out;
 mod embedding;
+mod layernorm;
 mod linear_residual;
 mod lm_head;
 mod moe_mlp;
@@ -10,6 +11,7 @@ mod residual_norm;
 mod rmsnorm;
 mod router;
 mod short_conv;
+mod softmax;
 mod swiglu_mlp;
 
 use std::sync::Arc;
@@ -37,6 +39,8 @@ pub static ALL: &[&Pattern] = &[
     &lm_head::PATTERN,
     &residual_norm::PATTERN,
     &rmsnorm::PATTERN,
+    &layernorm::PATTERN,
+    &softmax::PATTERN,
 ];
 
 /// The pattern of that name.

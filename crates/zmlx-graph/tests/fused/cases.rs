@@ -1,0 +1,306 @@
+//! Graphs that each pattern matches.
+
+use zmlx_graph::op::Op;
+use zmlx_graph::ops::*;
+use zmlx_graph::state::SlotKind;
+use zmlx_graph::weights::{Format, Quantization};
+use zmlx_graph::{Builder, Value};
+use zmlx_mlx::Dtype;
+
+use super::compare::{Case, Kind};
+use super::setup::{Storage, VOCABULARY};
+
+/// Every way in which matrices are stored.
+pub fn formats() -> Vec<Storage> {
+    let mut all = Vec::new();
+    let dtypes = [Dtype::Bfloat16, Dtype::Float16, Dtype::Float32];
+    let mut quantized = |mode: &str, bits: i32, group_size: i32, dtype: Dtype| {
+        let label = format!("{mode} {bits}/{group_size}");
+        let format = Format::Quantized(Quantization { group_size, bits, mode: mode.to_owned() });
+        all.push(Storage { label, format, dtype, width: 3 * group_size.max(32) });
+    };
+    for (i, bits) in [4, 2, 3, 5, 6, 8].into_iter().enumerate() {
+        for (j, group) in [32, 64, 128].into_iter().enumerate() {
+            quantized("affine", bits, group, dtypes[(i + j) % 3]);
+        }
+    }
+    quantized("mxfp4", 4, 32, Dtype::Bfloat16);
+    quantized("mxfp8", 8, 32, Dtype::Bfloat16);
+    quantized("nvfp4", 4, 16, Dtype::Bfloat16);
+    for (label, dtype) in [("f32", Dtype::Float32), ("bf16", Dtype::Bfloat16), ("f16", Dtype::Float16)] {
+        all.push(Storage { label: label.to_owned(), format: Format::Dense, dtype, width: 72 });
+    }
+    all
+}
+
+/// What varies: three things that may be there or not, and what a case makes of the number.
+#[derive(Debug, Clone, Copy)]
+pub struct Variant(pub usize);
+
+impl Variant {
+    fn norm(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    fn bias(self) -> bool {
+        self.0 & 2 != 0
+    }
+
+    fn more(self) -> bool {
+        self.0 & 4 != 0
+    }
+}
+
+/// A graph being written, with the activations that a pattern gets.
+pub struct Draft<'a> {
+    pub b: Builder<'a>,
+    pub x: Value,
+    pub width: i32,
+    v: Variant,
+}
+
+impl Draft<'_> {
+    /// `x`, normalised if the variant says so.
+    pub fn input(&mut self) -> Value {
+        let (x, width) = (self.x, self.width);
+        if self.v.norm() { self.b.rms_norm("norm", x, width, 1e-5) } else { x }
+    }
+
+    /// A product, with a bias if the variant says so.
+    pub fn linear(&mut self, path: &str, x: Value, out: i32, input: i32) -> Value {
+        if self.v.bias() {
+            self.b.linear_bias(path, x, out, input)
+        } else {
+            self.b.linear(path, x, out, input)
+        }
+    }
+}
+
+/// Writes a graph; matrices are stored as the storage says, but for the embedding that stands for activations.
+pub fn draft(
+    label: &str,
+    storage: &Storage,
+    variant: usize,
+    before: &'static [&'static str],
+    write: impl FnOnce(&mut Draft<'_>) -> (Value, Kind),
+) -> Case {
+    let format = storage.format.clone();
+    let format_of = |path: &str, _: i32| {
+        if path.starts_with("embed") { Format::Dense } else { format.clone() }
+    };
+    let mut b = Builder::new(&format_of);
+    let ids = b.tokens();
+    let x = b.embedding("embed", ids, VOCABULARY, storage.width);
+    let mut d = Draft { b, x, width: storage.width, v: Variant(variant) };
+    let (output, kind) = write(&mut d);
+    let graph = d.b.finish(output);
+    Case { label: format!("{label}, variant {variant}"), graph, storage: storage.clone(), before, kind }
+}
+
+/// The cases of a pattern; none for one that is not known here.
+pub fn cases(pattern: &str, storage: &Storage, variant: usize) -> Vec<Case> {
+    let one = |before, write: fn(&mut Draft<'_>) -> Value| {
+        vec![draft(pattern, storage, variant, before, |d| (write(d), Kind::Numbers))]
+    };
+    match pattern {
+        "embedding" => one(&[], embedding),
+        "qkv_rope_append" => one(&[], |d| qkv(d, false)),
+        "attention_out" => one(&["qkv_rope_append"], |d| qkv(d, true)),
+        "short_conv" => one(&[], short_conv),
+        "router" => vec![draft(pattern, storage, variant, &[], |d| router(d, 12, 4))],
+        "moe_mlp" => one(&["router"], moe),
+        "swiglu_mlp" => one(&[], |d| mlp(d, SwiGlu)),
+        "geglu_mlp" => [GeGlu::Tanh, GeGlu::Erf]
+            .map(|op| draft(op.name(), storage, variant, &[], |d| (mlp(d, op), Kind::Numbers)))
+            .into(),
+        "linear_residual" => one(&[], linear_residual),
+        "lm_head" => one(&[], lm_head),
+        "residual_norm" => one(&[], residual_norm),
+        "rmsnorm" => one(&[], |d| {
+            let (x, width) = (d.x, d.width);
+            d.b.rms_norm("norm", x, width, 1e-6)
+        }),
+        "layernorm" => one(&[], layer_norm),
+        "softmax" => one(&[], |d| {
+            let x = d.input();
+            d.b.node("softmax", Softmax { precise: true }, &[x])
+        }),
+        _ => Vec::new(),
+    }
+}
+
+fn layer_norm(d: &mut Draft<'_>) -> Value {
+    let width = d.width;
+    let weight = (!d.v.bias()).then(|| d.b.tensor("norm", &[width]));
+    let bias = (!d.v.more()).then(|| d.b.bias("norm", width));
+    d.b.node("norm", LayerNorm { weight, bias, eps: 1e-5 }, &[d.x])
+}
+
+fn embedding(d: &mut Draft<'_>) -> Value {
+    let (ids, width) = (d.b.tokens(), d.width);
+    d.b.embedding("table", ids, VOCABULARY, width)
+}
+
+/// Attention, with the product after it or without.
+fn qkv(d: &mut Draft<'_>, out: bool) -> Value {
+    // Heads of 8 in groups of three, or of 24 with keys and values of their own.
+    let head = if d.v.more() { 24 } else { 8 };
+    let heads = d.width / head;
+    let kv_heads = if d.v.more() { heads } else { heads / 3 };
+    // Values may be wider than keys.
+    let value = if d.v.0 == 3 { 2 * head } else { head };
+    let (n, width) = (d.input(), d.width);
+    let part = |d: &mut Draft<'_>, name: &str, heads: i32, head: i32| {
+        let y = d.linear(name, n, heads * head, width);
+        let mut y = d.b.node(name, SplitHeads { heads }, &[y]);
+        if d.v.more() && name != "v" {
+            y = d.b.rms_norm(&format!("{name}.norm"), y, head, 1e-6);
+        }
+        let y = d.b.node(name, Transpose(vec![0, 2, 1, 3]), &[y]);
+        let rope = |dims, traditional| Rope { dims, base: 1e4, traditional, scale: 1.0 };
+        match (name, d.v.0) {
+            ("v", _) | (_, 1) => y,
+            (_, 0 | 4) => d.b.node(name, rope(head, false), &[y]),
+            (_, 2 | 6) => d.b.node(name, rope(head / 2, true), &[y]),
+            _ => {
+                let factors = (0..head / 2).map(|i| 1.0 + i as f32).collect();
+                let frequencies = Frequencies::Factors { base: 1e4, factors };
+                let op =
+                    RopeFrequencies { dims: head, traditional: false, frequencies, made: Default::default() };
+                d.b.node(name, op, &[y])
+            }
+        }
+    };
+    let (q, k) = (part(d, "q", heads, head), part(d, "k", kv_heads, head));
+    let v = part(d, "v", kv_heads, value);
+    let slot = d.b.slot("attention", SlotKind::KvCache);
+    let [keys, values] = d.b.node_n("attention", KvAppend { slot }, &[k, v]);
+    let scale = 1.0 / (head as f32).sqrt();
+    let y = d.b.node("attention", Attention { scale }, &[q, keys, values]);
+    let y = d.b.node("attention", MergeHeads, &[y]);
+    if !out {
+        return y;
+    }
+    let (x, y) = (d.x, d.linear("out", y, width, heads * value));
+    if d.v.more() { y } else { d.b.add("residual", x, y) }
+}
+
+fn short_conv(d: &mut Draft<'_>) -> Value {
+    let (n, width) = (d.input(), d.width);
+    let bcx = d.linear("in", n, 3 * width, width);
+    let [b, c, x] = d.b.node_n("conv", Split { parts: 3 }, &[bcx]);
+    let bx = d.b.multiply("conv", b, x);
+    let taps = if d.v.bias() { 4 } else { 3 };
+    let slot = d.b.slot("conv", SlotKind::ConvState { keep: taps - 1 });
+    let s = d.b.node("conv", ConvStep { slot, keep: taps - 1 }, &[bx]);
+    let weight = d.b.tensor("conv", &[width, taps, 1]);
+    let bias = d.v.more().then(|| d.b.bias("conv", width));
+    let y = d.b.node("conv", DepthwiseConv1d { weight, bias }, &[s]);
+    d.b.multiply("conv", c, y)
+}
+
+/// Routing in one of the four ways that are known; gives the weights.
+pub fn router(d: &mut Draft<'_>, experts: i32, k: i32) -> (Value, Kind) {
+    let (n, width) = (d.input(), d.width);
+    let logits = d.b.linear("router", n, experts, width);
+    route(d, n, logits, experts, k)
+}
+
+/// From logits to a choice.
+pub fn route(d: &mut Draft<'_>, n: Value, logits: Value, experts: i32, k: i32) -> (Value, Kind) {
+    let path = "router";
+    let way = d.v.0 >> 1 & 3;
+    let scores = if way < 2 {
+        d.b.node(path, Sigmoid, &[logits])
+    } else {
+        d.b.node(path, Softmax { precise: true }, &[logits])
+    };
+    let mut ranked = scores;
+    if way == 0 {
+        let wide = d.b.node(path, Cast(Some(Dtype::Float32)), &[scores]);
+        let weight = d.b.bare_f32("router.correction", &[experts]);
+        ranked = d.b.node(path, AddWeight { weight }, &[wide]);
+    }
+    let indices = d.b.node(path, TopKIndices { k }, &[ranked]);
+    let mut weights = d.b.node(path, TakeAlongLast, &[scores, indices]);
+    if way == 0 || way == 2 {
+        let mut total = d.b.node(path, Sum { axis: -1, keepdims: true }, &[weights]);
+        if way == 0 {
+            total = d.b.node(path, AddScalar(1e-6), &[total]);
+        }
+        weights = d.b.node(path, Binary::Divide, &[weights, total]);
+    }
+    if way < 2 {
+        weights = d.b.node(path, MultiplyScalar(2.5), &[weights]);
+        weights = d.b.node(path, Cast(None), &[weights, n]);
+    }
+    (weights, Kind::Choice { indices, weights })
+}
+
+fn moe(d: &mut Draft<'_>) -> Value {
+    let (path, experts, k, width) = ("moe", 6, 3, d.width);
+    let n = d.input();
+    let logits = d.b.linear("router", n, experts, width);
+    let (weights, Kind::Choice { indices, .. }) = route(d, n, logits, experts, k) else { unreachable!() };
+    let [rows, expert, order] = d.b.node_n(path, ExpertSort, &[n, indices]);
+    let linear = |d: &mut Draft<'_>, name: &str, rows| {
+        let weight = d.b.matrix(name, &[experts, width, width]);
+        d.b.node(name, ExpertLinear { weight }, &[rows, expert])
+    };
+    let (up, gate) = (linear(d, "experts.up", rows), linear(d, "experts.gate", rows));
+    let a = match d.v.0 {
+        5 => d.b.node(path, GeGlu::Tanh, &[gate, up]),
+        6 => d.b.node(path, GeGlu::Erf, &[gate, up]),
+        _ => d.b.node(path, SwiGlu, &[gate, up]),
+    };
+    let down = linear(d, "experts.down", a);
+    let y = d.b.node(path, ExpertUnsort, &[down, order, indices]);
+    let we = d.b.node(path, ExpandLast, &[weights]);
+    let yw = d.b.multiply(path, y, we);
+    let s = d.b.node(path, Sum { axis: -2, keepdims: false }, &[yw]);
+    let s = if d.v.bias() { d.b.node(path, Cast(None), &[s, y]) } else { s };
+    let x = d.x;
+    if d.v.more() { s } else { d.b.add("residual", x, s) }
+}
+
+/// A gated feed-forward part with that activation.
+pub fn mlp(d: &mut Draft<'_>, activation: impl Op) -> Value {
+    let (n, width) = (d.input(), d.width);
+    let hidden = 2 * width;
+    let (g, u) = (d.linear("gate", n, hidden, width), d.linear("up", n, hidden, width));
+    let a = d.b.node("mlp", activation, &[g, u]);
+    let (y, x) = (d.linear("down", a, width, hidden), d.x);
+    if d.v.more() { y } else { d.b.add("residual", y, x) }
+}
+
+fn linear_residual(d: &mut Draft<'_>) -> Value {
+    let (n, x, width) = (d.input(), d.x, d.width);
+    let y = d.linear("product", n, width, width);
+    if d.v.more() { d.b.add("residual", x, y) } else { d.b.add("residual", y, x) }
+}
+
+fn lm_head(d: &mut Draft<'_>) -> Value {
+    let (n, width) = (d.input(), d.width);
+    // 24 rows make whole panels, 21 do not.
+    let out = if d.v.more() { 21 } else { 24 };
+    d.linear("head", n, out, width)
+}
+
+fn residual_norm(d: &mut Draft<'_>) -> Value {
+    let (ids, x, width) = (d.b.tokens(), d.x, d.width);
+    let y = d.b.embedding("embed.other", ids, VOCABULARY, width);
+    let h = d.b.add("sum", x, y);
+    let n = d.b.rms_norm("norm", h, width, 1e-5);
+    // Both leave.
+    d.b.multiply("product", h, n)
+}
+
+/// Attention, convolution, experts and a plain feed-forward part, each with its residual.
+pub fn layer(d: &mut Draft<'_>) -> Value {
+    d.x = qkv(d, true);
+    let (y, x, width) = (short_conv(d), d.x, d.width);
+    let y = d.b.linear("conv.out", y, width, width);
+    d.x = d.b.add("residual", x, y);
+    d.x = moe(d);
+    mlp(d, SwiGlu)
+}
