@@ -4,7 +4,7 @@ use zmlx_engine::cells::Cells;
 use zmlx_engine::matrix::{Data, Float, Matrix};
 use zmlx_engine::memory::Bytes;
 use zmlx_engine::program::{Buffer, Call, Program, Runner, Slot};
-use zmlx_engine::stages::{Attend, Route, Scores, ShortConv, Source};
+use zmlx_engine::stages::{Attend, Groups, Route, Scores, ShortConv, Source, Ties};
 
 fn noise(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed;
@@ -193,6 +193,8 @@ fn routers_choose_by_score_and_index_and_weigh_without_the_bias() {
             k,
             scores,
             bias: bias.clone(),
+            ties: Ties::Higher,
+            groups: None,
             renormalise,
             scale,
             indices,
@@ -229,4 +231,40 @@ fn routers_choose_by_score_and_index_and_weigh_without_the_bias() {
     let chosen = route(&[vec![1.0, 5.0, 5.0, 2.0]], 3, plain(Scores::SoftmaxOfChosen, None, None, 1.0, 3, 4));
     assert_eq!(chosen[0].iter().map(|p| p.0).collect::<Vec<_>>(), [3, 1, 2]);
     assert!((chosen[0][0].1 - (-3f32).exp() / (2.0 + (-3f32).exp())).abs() < 1e-6);
+}
+
+#[test]
+fn groups_are_kept_by_the_sum_of_their_two_best() {
+    let bias = vec![0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -9.0, -9.0];
+    let make = |ties, keep, bias: Option<Vec<f32>>| {
+        move |logits, indices, weights| Route {
+            logits,
+            experts: 8,
+            k: 3,
+            scores: Scores::Sigmoid,
+            bias: bias.clone(),
+            ties,
+            groups: Some(Groups { count: 4, keep }),
+            renormalise: None,
+            scale: 1.0,
+            indices,
+            weights,
+        }
+    };
+    let experts = |row: &[f32], make| -> Vec<usize> {
+        let mut all: Vec<usize> = route(&[row.to_vec()], 3, make)[0].iter().map(|p| p.0).collect();
+        all.sort_unstable();
+        all
+    };
+    // The best expert is alone in its group, which the sum of two does not keep.
+    let row = [5.0, -9.0, 1.0, 1.0, 2.0, 0.0, -9.0, -9.0];
+    assert_eq!(experts(&row, make(Ties::Lower, 2, None)), [2, 3, 4]);
+    assert_eq!(experts(&row, make(Ties::Lower, 4, None)), [0, 2, 4]);
+    // Equal groups: the lower index goes first; equal experts: as the rule says.
+    assert_eq!(experts(&[0.0; 8], make(Ties::Lower, 2, None)), [4, 5, 6]);
+    assert_eq!(experts(&[0.0; 8], make(Ties::Higher, 2, None)), [5, 6, 7]);
+    // Dropped groups rank as zero, which is above what a bias pushes below.
+    let low = Some(vec![-9.0; 8]);
+    assert_eq!(experts(&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], make(Ties::Lower, 1, low)), [0, 1, 2]);
+    assert_eq!(experts(&row, make(Ties::Lower, 1, Some(bias))), [0, 2, 3]);
 }

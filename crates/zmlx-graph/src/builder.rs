@@ -66,6 +66,12 @@ impl<'a> Builder<'a> {
         self.weight(Weight { format, experts, ..dense(path, shape) })
     }
 
+    /// Declares the matrices `path.weight` `[n, out, in]`, of which every token uses all (one a head).
+    pub fn matrices(&mut self, path: &str, shape: [i32; 3]) -> WeightId {
+        let format = (self.format_of)(path, shape[2]);
+        self.weight(Weight { format, ..dense(path, &shape) })
+    }
+
     /// Declares the tensor `path.weight` of `shape`, never quantised.
     pub fn tensor(&mut self, path: &str, shape: &[i32]) -> WeightId {
         self.weight(dense(path, shape))

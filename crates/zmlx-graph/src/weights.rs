@@ -187,6 +187,23 @@ impl BoundWeight {
         }
     }
 
+    /// `x @ w`, against the direction of [`Self::linear`].
+    pub fn linear_back(&self, x: &Array) -> Result<Array> {
+        match self {
+            Self::Dense(w) => x.matmul(w),
+            Self::Quantized { packed, scales, biases, quantization: q } => ops::quantized_matmul(
+                x,
+                packed,
+                scales,
+                biases.as_ref(),
+                false,
+                Some(q.group_size),
+                Some(q.bits),
+                &q.mode,
+            ),
+        }
+    }
+
     /// `x @ w[experts].T`, the expert of each row given by `indices`.
     pub fn gather_linear(&self, x: &Array, indices: &Array, sorted: bool) -> Result<Array> {
         match self {

@@ -36,7 +36,7 @@ impl Rope {
     }
 
     /// Makes the table reach that many positions.
-    fn reach(&self, positions: usize) {
+    pub(super) fn reach(&self, positions: usize) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let known = table.len() / (2 * self.half);
         if known < positions {
@@ -46,7 +46,7 @@ impl Rope {
     }
 
     /// Turns the leading part of a head.
-    fn turn(&self, position: usize, head: &mut [f32]) {
+    pub(super) fn turn(&self, position: usize, head: &mut [f32]) {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let (cos, sin) = table[2 * self.half * position..][..2 * self.half].split_at(self.half);
         if self.traditional {

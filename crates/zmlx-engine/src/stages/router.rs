@@ -16,10 +16,29 @@ pub enum Scores {
     SoftmaxOfChosen,
 }
 
+/// Which of equal experts is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ties {
+    /// That of the higher index, as the last `k` of MLX's argpartition have it on the CPU.
+    Higher,
+    /// That of the lower index, as the first `k` of an argpartition of negated scores have it.
+    Lower,
+}
+
+/// Experts in groups of equal size, of which some are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Groups {
+    /// How many groups; each has two experts or more.
+    pub count: usize,
+    /// How many are kept: those with the largest `(sum of the two largest scores + bias, index)`.
+    pub keep: usize,
+}
+
 /// Logits to the chosen experts of each token and their weights.
 ///
-/// The `k` experts with the largest `(score + bias, index)` are chosen: of equal ones the higher index, as MLX's
-/// argpartition does on the CPU. They come in ascending order of that pair.
+/// Experts are ranked by `score + bias`; in groups that are not kept that is 0 (which may still be chosen, where others are
+/// below). The `k` that rank highest are chosen, `ties` says which of equal ones. They come in ascending order of rank, the
+/// one that a tie prefers after the other.
 #[derive(Debug)]
 pub struct Route {
     /// The logits, `[tokens, experts]`.
@@ -32,6 +51,10 @@ pub struct Route {
     pub scores: Scores,
     /// Added to scores for the choice only.
     pub bias: Option<Vec<f32>>,
+    /// Which of equal experts is chosen.
+    pub ties: Ties,
+    /// Groups, of which only some take part.
+    pub groups: Option<Groups>,
     /// Divide the weights by their sum plus this.
     pub renormalise: Option<f32>,
     /// Multiplies the weights.
@@ -79,15 +102,24 @@ impl Route {
             Scores::Softmax => vector::softmax(scores, &mut local.a),
             Scores::SoftmaxOfChosen => {}
         }
-        let rank = |i: usize| scores[i] + self.bias.as_ref().map_or(0.0, |b| b[i]);
+        let ranks = &mut local.c;
+        ranks.clear();
+        ranks.extend_from_slice(scores);
+        if let Some(bias) = &self.bias {
+            ranks.iter_mut().zip(bias).for_each(|(r, b)| *r += b);
+        }
+        if let Some(groups) = self.groups {
+            groups.drop_lowest(ranks);
+        }
         // The chosen so far, smallest first. NaN counts as the largest, so that it is not lost.
         let chosen = &mut local.list;
         chosen.clear();
         let below = |a: usize, b: usize| {
-            let (x, y) = (rank(a), rank(b));
+            let (x, y) = (ranks[a], ranks[b]);
+            let by_index = if self.ties == Ties::Higher { a < b } else { a > b };
             match (x.is_nan(), y.is_nan()) {
-                (false, false) => x < y || x == y && a < b,
-                (x_nan, y_nan) => !x_nan && y_nan || x_nan == y_nan && a < b,
+                (false, false) => x < y || x == y && by_index,
+                (x_nan, y_nan) => !x_nan && y_nan || x_nan == y_nan && by_index,
             }
         };
         for i in 0..self.experts {
@@ -111,5 +143,33 @@ impl Route {
             weights.iter_mut().for_each(|w| *w /= total);
         }
         weights.iter_mut().for_each(|w| *w *= self.scale);
+    }
+}
+
+impl Groups {
+    /// Sets the ranks of the groups that are not kept to zero.
+    fn drop_lowest(self, ranks: &mut [f32]) {
+        let size = ranks.len() / self.count;
+        let score = |group: usize, ranks: &[f32]| {
+            let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+            for &r in &ranks[group * size..(group + 1) * size] {
+                if r > first || r.is_nan() {
+                    (first, second) = (r, first);
+                } else if r > second {
+                    second = r;
+                }
+            }
+            first + second
+        };
+        // Groups are few: the lowest that is left goes, until as many are left as are kept.
+        let mut left: Vec<(usize, f32)> = (0..self.count).map(|g| (g, score(g, ranks))).collect();
+        while left.len() > self.keep {
+            let lowest = (1..left.len()).fold(0, |low, i| {
+                let (a, b) = (left[low].1, left[i].1);
+                if b < a || a.is_nan() && !b.is_nan() { i } else { low }
+            });
+            let (group, _) = left.remove(lowest);
+            ranks[group * size..(group + 1) * size].fill(0.0);
+        }
     }
 }

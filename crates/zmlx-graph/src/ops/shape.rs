@@ -143,6 +143,52 @@ impl Op for Split {
     }
 }
 
+/// Splits the last axis at these places.
+#[derive(Debug)]
+pub struct SplitAt {
+    /// Where parts end, ascending; the last part takes the rest.
+    pub at: Vec<i32>,
+}
+
+impl Op for SplitAt {
+    fn name(&self) -> &'static str {
+        "split_at"
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, Attribute)> {
+        vec![("at", Attribute::Text(format!("{:?}", self.at)))]
+    }
+
+    fn outputs(&self) -> usize {
+        self.at.len() + 1
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [x] = inputs(given)?;
+        let error = || ShapeError::input(0, x, format_args!("[..., n] with n above {:?}", self.at));
+        let width = x.shape.last().and_then(Dim::constant).ok_or_else(error)?;
+        let ends = self.at.iter().map(|&at| i64::from(at)).chain([width]);
+        let mut parts = Vec::new();
+        let mut start = 0;
+        for end in ends {
+            if end <= start {
+                return Err(error());
+            }
+            parts.push(Type { shape: x.shape.with_last(Dim::from(end - start)), dtype: x.dtype });
+            start = end;
+        }
+        Ok(parts)
+    }
+
+    fn work(&self, _: &NodeCost<'_>) -> Work {
+        Work::default()
+    }
+
+    fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
+        inputs[0].split_at(&self.at, -1)
+    }
+}
+
 /// Adds an axis of size 1 at the end.
 #[derive(Debug)]
 pub struct ExpandLast;

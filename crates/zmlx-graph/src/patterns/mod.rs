@@ -1,16 +1,20 @@
 //! The patterns, one a file. Their order is that in which they are tried.
 
 mod attention_out;
+mod deepseek_router;
 mod embedding;
+mod glm47_rope;
 mod layernorm;
 mod linear_residual;
 mod lm_head;
 mod moe_mlp;
+mod norm_linear;
 mod qkv_rope_append;
 mod residual_norm;
 mod rmsnorm;
 mod router;
 mod short_conv;
+mod skv_mla;
 mod softmax;
 mod swiglu_mlp;
 
@@ -20,9 +24,10 @@ use zmlx_engine::matrix::Matrix;
 use zmlx_engine::program::Buffer;
 use zmlx_engine::stages::{Activation, Source};
 
-use crate::native::{Form, Lowering, LoweringError};
+use crate::native::{Form, Lowering, LoweringError, Turn};
 use crate::op::Op;
-use crate::pattern::Pattern;
+use crate::ops::{Rope, RopeFrequencies};
+use crate::pattern::{Match, Pattern};
 use crate::weights::WeightId;
 
 /// All patterns.
@@ -30,13 +35,17 @@ pub static ALL: &[&Pattern] = &[
     &embedding::PATTERN,
     &qkv_rope_append::PATTERN,
     &attention_out::PATTERN,
+    &glm47_rope::PATTERN,
+    &skv_mla::PATTERN,
     &short_conv::PATTERN,
     &router::PATTERN,
+    &deepseek_router::PATTERN,
     &moe_mlp::PATTERN,
     &swiglu_mlp::PATTERN,
     &swiglu_mlp::GEGLU,
     &linear_residual::PATTERN,
     &lm_head::PATTERN,
+    &norm_linear::PATTERN,
     &residual_norm::PATTERN,
     &rmsnorm::PATTERN,
     &layernorm::PATTERN,
@@ -73,6 +82,24 @@ fn residual(
     width: usize,
 ) -> Result<Option<Buffer>, LoweringError> {
     input.map(|i| lowering.input(i, Form::Flat { width })).transpose()
+}
+
+/// The rotary embedding `name`, if it is there.
+fn turn(m: &Match<'_>, name: &str) -> Result<Option<Turn>, String> {
+    if let Some(r) = m.op::<Rope>(name) {
+        let (base, frequencies) = (Some(r.base), None);
+        return Ok(Some(Turn {
+            dims: r.dims,
+            traditional: r.traditional,
+            base,
+            scale: r.scale,
+            frequencies,
+        }));
+    }
+    let Some(r) = m.op::<RopeFrequencies>(name) else { return Ok(None) };
+    let made = r.frequencies.array(r.dims).and_then(|a| a.to_vec::<f32>());
+    let frequencies = Some(made.map_err(|e| e.to_string())?);
+    Ok(Some(Turn { dims: r.dims, traditional: r.traditional, base: None, scale: 1.0, frequencies }))
 }
 
 /// The activation that a gated op of the graph applies.

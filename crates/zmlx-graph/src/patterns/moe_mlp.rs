@@ -47,6 +47,11 @@ struct Fused {
     activation: Activation,
 }
 
+/// Whether a pattern gives choices as this one takes them.
+fn is_router(pattern: &str) -> bool {
+    matches!(pattern, "router" | "deepseek_router")
+}
+
 fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     let expert = |name: &str| -> Result<WeightId, String> {
         let weight = m.need::<ExpertLinear>(name)?.weight;
@@ -58,7 +63,7 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     let Sum { axis: -2, keepdims: false } = m.need::<Sum>("s")? else {
         return Err("experts are summed over another axis".to_owned());
     };
-    let router = m.producer("indices").and_then(|n| n.op.fused()).filter(|f| f.pattern == "router");
+    let router = m.producer("indices").and_then(|n| n.op.fused()).filter(|f| is_router(f.pattern));
     router.ok_or("its router is not fused (router is off or did not match)")?;
     let k = m.row_width("indices")?;
     let activation = activation(&m.node("a").ok_or("no activation")?.op)?;

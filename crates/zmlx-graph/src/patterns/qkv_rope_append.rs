@@ -3,11 +3,11 @@ use std::sync::Arc;
 use zmlx_engine::program::Slot;
 use zmlx_engine::stages::{Heads, Qkv};
 
-use super::{NormOf, alike, source};
+use super::{NormOf, alike, source, turn};
 use crate::fidelity::Fidelity;
 use crate::fused::Body;
 use crate::native::{Form, Lowering, LoweringError, Turn};
-use crate::ops::{KvAppend, Linear, Rope, RopeFrequencies, SplitHeads, Transpose};
+use crate::ops::{KvAppend, Linear, SplitHeads, Transpose};
 use crate::pattern::{Match, Pattern};
 use crate::state::SlotId;
 
@@ -67,21 +67,7 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
         if m.need::<Transpose>(&turned)?.0 != [0, 2, 1, 3] {
             return Err("heads are brought to another place than in front of the length".to_owned());
         }
-        let turn = match (m.op::<Rope>(&name(4)), m.op::<RopeFrequencies>(&name(4))) {
-            (Some(r), _) => Some(Turn {
-                dims: r.dims,
-                traditional: r.traditional,
-                base: Some(r.base),
-                scale: r.scale,
-                frequencies: None,
-            }),
-            (None, Some(r)) => {
-                let made = r.frequencies.array(r.dims).and_then(|a| a.to_vec::<f32>());
-                let frequencies = Some(made.map_err(|e| e.to_string())?);
-                Some(Turn { dims: r.dims, traditional: r.traditional, base: None, scale: 1.0, frequencies })
-            }
-            (None, None) => None,
-        };
+        let turn = turn(m, &name(4))?;
         Ok(Part { linear, heads, width: rows / heads, norm: m.norm(&name(2)), turn })
     };
     let parts = [part("q")?, part("k")?, part("v")?];

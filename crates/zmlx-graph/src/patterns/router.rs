@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use zmlx_engine::stages::{Linear as LinearStage, Route, Scores};
+use zmlx_engine::stages::{Groups, Linear as LinearStage, Route, Scores, Ties};
 
 use super::{NormOf, source};
 use crate::fidelity::Fidelity;
@@ -71,16 +71,30 @@ pub static PATTERN: Pattern = Pattern {
     build,
 };
 
+/// A router that is one op: what the patterns of this file and of others fill in.
 #[derive(Debug)]
-struct Fused {
-    input: usize,
-    norm: NormOf,
-    linear: Linear,
-    scores: Scores,
-    bias: Option<WeightId>,
-    k: usize,
-    renormalise: Option<f32>,
-    scale: f32,
+pub(super) struct Fused {
+    pub(super) input: usize,
+    pub(super) norm: NormOf,
+    pub(super) linear: Linear,
+    pub(super) scores: Scores,
+    pub(super) bias: Option<WeightId>,
+    pub(super) k: usize,
+    pub(super) ties: Ties,
+    pub(super) groups: Option<Groups>,
+    pub(super) renormalise: Option<f32>,
+    pub(super) scale: f32,
+}
+
+/// What weights are divided by besides their sum: the op that sums them is `total`, that which adds to it `floored`.
+pub(super) fn renormalised(m: &Match<'_>) -> Result<Option<f32>, String> {
+    match m.op::<Sum>("total") {
+        Some(Sum { axis: -1, keepdims: true }) => {
+            Ok(Some(m.op::<AddScalar>("floored").map_or(0.0, |a| a.0 as f32)))
+        }
+        Some(_) => Err("weights are summed over another axis".to_owned()),
+        None => Ok(None),
+    }
 }
 
 fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
@@ -92,16 +106,11 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     }
     let scores = if m.op::<Softmax>("scores").is_some() { Scores::Softmax } else { Scores::Sigmoid };
     let bias = m.op::<AddWeight>("ranked").map(|b| b.weight);
-    let renormalise = match m.op::<Sum>("total") {
-        Some(Sum { axis: -1, keepdims: true }) => {
-            Some(m.op::<AddScalar>("floored").map_or(0.0, |a| a.0 as f32))
-        }
-        Some(_) => return Err("weights are summed over another axis".to_owned()),
-        None => None,
-    };
+    let renormalise = renormalised(m)?;
     let scale = m.op::<MultiplyScalar>("scaled").map_or(1.0, |s| s.0 as f32);
     let input = m.rows("x")?;
-    Ok(Arc::new(Fused { input, norm: m.norm("n"), linear, scores, bias, k: k as usize, renormalise, scale }))
+    let (norm, k, ties, groups) = (m.norm("n"), k as usize, Ties::Higher, None);
+    Ok(Arc::new(Fused { input, norm, linear, scores, bias, k, ties, groups, renormalise, scale }))
 }
 
 impl Body for Fused {
@@ -132,6 +141,8 @@ impl Body for Fused {
             k: self.k,
             scores: self.scores,
             bias,
+            ties: self.ties,
+            groups: self.groups,
             renormalise: self.renormalise,
             scale: self.scale,
             indices,

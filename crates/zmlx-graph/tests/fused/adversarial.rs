@@ -3,7 +3,7 @@
 use zmlx_graph::{Fidelity, Wanted, patterns};
 use zmlx_mlx::Array;
 
-use super::cases::{Draft, cases, draft, formats, route, router};
+use super::cases::{Draft, cases, draft, formats, grouped, route, router};
 use super::compare::{Both, Case, Kind, close, report, rewritten, same_choice};
 use super::setup::{HUGE, NOT_A_NUMBER, OUTLIERS, Storage, TINY, Tensors, ZEROS};
 
@@ -80,8 +80,8 @@ fn tied(storage: &Storage, variant: usize, experts: i32, k: i32) -> Case {
     })
 }
 
-fn choices(case: &Case, tensors: &Tensors, batch: i32, ids: &[u32]) {
-    let mut all = both(case, &["router"], tensors);
+fn choices(pattern: &str, case: &Case, tensors: &Tensors, batch: i32, ids: &[u32]) {
+    let mut all = both(case, &[pattern], tensors);
     all.iter_mut().for_each(Both::begin);
     let made: Vec<_> = all.iter_mut().map(|b| b.call(batch, ids)).collect();
     same_choice(&format!("{}, {}", case.label, case.storage.label), &made[0], &made[1]);
@@ -101,8 +101,40 @@ fn ties_go_to_the_experts_that_argpartition_takes() {
                     let flat = Array::from_vec(vec![0.25f32; experts as usize], &[experts]).unwrap();
                     tensors.replace("router.correction", flat);
                 }
-                choices(&case, &tensors, 1, &ids);
-                choices(&case, &tensors, 2, &ids);
+                choices("router", &case, &tensors, 1, &ids);
+                choices("router", &case, &tensors, 2, &ids);
+            }
+        }
+    }
+}
+
+#[test]
+fn groups_and_their_experts_are_chosen_as_mlx_does() {
+    let ids = [ZEROS, 0, 1, 2, 3, 4, 5, 6, 7, ZEROS, 9, OUTLIERS];
+    for storage in some() {
+        for variant in 0..8 {
+            for (experts, groups, k) in [
+                (8, [1, 1], 2),
+                (8, [4, 1], 2),
+                (8, [4, 3], 7),
+                (16, [2, 2], 5),
+                (16, [8, 3], 6),
+                (1, [1, 1], 1),
+            ] {
+                // A correction that keeps ties, one that does not, and one that pushes kept groups below dropped ones.
+                for correction in [0.25, f32::NAN, -5.0] {
+                    let case = draft("deepseek_router", &storage, variant, &[], |d: &mut Draft<'_>| {
+                        let (n, width) = (d.input(), d.width);
+                        let logits = d.b.linear("tied", n, experts, width);
+                        grouped(d, logits, experts, groups, k)
+                    });
+                    let mut tensors = Tensors::new(&case.graph, &storage);
+                    if !correction.is_nan() {
+                        let flat = Array::from_vec(vec![correction; experts as usize], &[experts]).unwrap();
+                        tensors.replace("router.correction", flat);
+                    }
+                    choices("deepseek_router", &case, &tensors, 2, &ids);
+                }
             }
         }
     }
@@ -114,7 +146,8 @@ fn one_expert_all_experts_and_logits_at_the_ends_are_chosen_as_mlx_does() {
         for variant in [0, 1, 2, 4, 6] {
             for (experts, k) in [(1, 1), (2, 2), (5, 5), (5, 1)] {
                 let case = draft("router", &storage, variant, &[], |d| router(d, experts, k));
-                choices(&case, &Tensors::new(&case.graph, &storage), 1, &[1, ZEROS, 2, TINY, OUTLIERS]);
+                let tensors = Tensors::new(&case.graph, &storage);
+                choices("router", &case, &tensors, 1, &[1, ZEROS, 2, TINY, OUTLIERS]);
             }
             // Logits of minus infinity, or so far apart that scores are 0 and 1.
             for ends in [[f32::NEG_INFINITY; 2], [1e6, -1e6], [f32::NEG_INFINITY, 200.0]] {
@@ -128,7 +161,7 @@ fn one_expert_all_experts_and_logits_at_the_ends_are_chosen_as_mlx_does() {
                 bias[2..4].copy_from_slice(&ends);
                 bias[5..7].copy_from_slice(&ends);
                 tensors.replace("router.bias", Array::from_vec(bias, &[8]).unwrap());
-                choices(&case, &tensors, 1, &[1, ZEROS, 2, 3, OUTLIERS]);
+                choices("router", &case, &tensors, 1, &[1, ZEROS, 2, 3, OUTLIERS]);
             }
         }
     }

@@ -86,7 +86,7 @@ pub fn draft(
 ) -> Case {
     let format = storage.format.clone();
     let format_of = |path: &str, _: i32| {
-        if path.starts_with("embed") { Format::Dense } else { format.clone() }
+        if path == "embed" || path == "embed.other" { Format::Dense } else { format.clone() }
     };
     let mut b = Builder::new(&format_of);
     let ids = b.tokens();
@@ -106,8 +106,15 @@ pub fn cases(pattern: &str, storage: &Storage, variant: usize) -> Vec<Case> {
         "embedding" => one(&[], embedding),
         "qkv_rope_append" => one(&[], |d| qkv(d, false)),
         "attention_out" => one(&["qkv_rope_append"], |d| qkv(d, true)),
+        "glm47_rope" => one(&[], |d| latent_attention(d, false)),
+        "skv_mla" => one(&["glm47_rope"], |d| latent_attention(d, true)),
         "short_conv" => one(&[], short_conv),
         "router" => vec![draft(pattern, storage, variant, &[], |d| router(d, 12, 4))],
+        "deepseek_router" => vec![draft(pattern, storage, variant, &[], |d| {
+            let (n, width) = (d.input(), d.width);
+            let logits = d.b.linear("router", n, 16, width);
+            grouped(d, logits, 16, [4, 2], 3)
+        })],
         "moe_mlp" => one(&["router"], moe),
         "swiglu_mlp" => one(&[], |d| mlp(d, SwiGlu)),
         "geglu_mlp" => [GeGlu::Tanh, GeGlu::Erf]
@@ -115,6 +122,12 @@ pub fn cases(pattern: &str, storage: &Storage, variant: usize) -> Vec<Case> {
             .into(),
         "linear_residual" => one(&[], linear_residual),
         "lm_head" => one(&[], lm_head),
+        "norm_linear" => one(&[], |d| {
+            let (n, width) = (d.input(), d.width);
+            let y = d.linear("product", n, width, width);
+            // Not the graph's output, which is a head.
+            d.b.node("end", Sigmoid, &[y])
+        }),
         "residual_norm" => one(&[], residual_norm),
         "rmsnorm" => one(&[], |d| {
             let (x, width) = (d.x, d.width);
@@ -185,6 +198,45 @@ fn qkv(d: &mut Draft<'_>, out: bool) -> Value {
     if d.v.more() { y } else { d.b.add("residual", x, y) }
 }
 
+/// Multi-head latent attention, with the product after it or without.
+fn latent_attention(d: &mut Draft<'_>, out: bool) -> Value {
+    let path = "mla";
+    let (n, width, rope) = (d.input(), d.width, 8);
+    // The formats' widths are three groups, or anything.
+    let (nope, latent) = (width / 3, 2 * width / 3);
+    let (heads, value) = if d.v.more() { (3, width / 3) } else { (6, width / 2) };
+    let q = d.linear("q", n, heads * (nope + rope), width);
+    let q = d.b.node(path, SplitHeads { heads }, &[q]);
+    let q = d.b.node(path, Transpose(vec![0, 2, 1, 3]), &[q]);
+    let [q, q_pe] = d.b.node_n(path, SplitAt { at: vec![nope] }, &[q]);
+    let kv = d.linear("kv", n, latent + rope, width);
+    let [c, k_pe] = d.b.node_n(path, SplitAt { at: vec![latent] }, &[kv]);
+    let one_head = |d: &mut Draft<'_>, x: Value| {
+        let x = d.b.node(path, SplitHeads { heads: 1 }, &[x]);
+        d.b.node(path, Transpose(vec![0, 2, 1, 3]), &[x])
+    };
+    let k_pe = one_head(d, k_pe);
+    let c = d.b.rms_norm("latent.norm", c, latent, 1e-6);
+    let (traditional, base) = (d.v.0 < 6, if d.v.bias() { 1e6 } else { 1e4 });
+    let turned =
+        |d: &mut Draft<'_>, x| d.b.node(path, Rope { dims: rope, base, traditional, scale: 1.0 }, &[x]);
+    let (q_pe, k_pe) = (turned(d, q_pe), turned(d, k_pe));
+    let c = one_head(d, c);
+    let slot = d.b.slot(path, SlotKind::KvCache);
+    let [latents, keys] = d.b.node_n(path, KvAppend { slot }, &[c, k_pe]);
+    let embed = d.b.matrices("embed_q", [heads, latent, nope]);
+    let unembed = d.b.matrices("unembed_out", [heads, value, latent]);
+    let scale = 1.0 / ((nope + rope) as f32).sqrt();
+    let op = MlaAttention { embed, unembed, scale };
+    let y = d.b.node(path, op, &[q, q_pe, latents, keys]);
+    let y = d.b.node(path, MergeHeads, &[y]);
+    if !out {
+        return y;
+    }
+    let (x, y) = (d.x, d.linear("out", y, width, heads * value));
+    if d.v.more() { y } else { d.b.add("residual", x, y) }
+}
+
 fn short_conv(d: &mut Draft<'_>) -> Value {
     let (n, width) = (d.input(), d.width);
     let bcx = d.linear("in", n, 3 * width, width);
@@ -234,6 +286,35 @@ pub fn route(d: &mut Draft<'_>, n: Value, logits: Value, experts: i32, k: i32) -
         weights = d.b.node(path, MultiplyScalar(2.5), &[weights]);
         weights = d.b.node(path, Cast(None), &[weights, n]);
     }
+    (weights, Kind::Choice { indices, weights })
+}
+
+/// From logits to a choice of experts in groups, as DeepSeek-V3 does it.
+pub fn grouped(
+    d: &mut Draft<'_>,
+    logits: Value,
+    experts: i32,
+    [groups, keep]: [i32; 2],
+    k: i32,
+) -> (Value, Kind) {
+    let path = "router";
+    let wide = d.b.node(path, Cast(Some(Dtype::Float32)), &[logits]);
+    let scores = d.b.node(path, Sigmoid, &[wide]);
+    let weight = d.b.bare_f32("router.correction", &[experts]);
+    let mut ranked = d.b.node(path, AddWeight { weight }, &[scores]);
+    if groups > 1 {
+        ranked = d.b.node(path, MaskGroups { groups, keep }, &[ranked]);
+    }
+    let indices = d.b.node(path, TopKOfNegated { k }, &[ranked]);
+    let mut weights = d.b.node(path, TakeAlongLast, &[scores, indices]);
+    if !d.v.more() {
+        let mut total = d.b.node(path, Sum { axis: -1, keepdims: true }, &[weights]);
+        if d.v.bias() {
+            total = d.b.node(path, AddScalar(1e-20), &[total]);
+        }
+        weights = d.b.node(path, Binary::Divide, &[weights, total]);
+    }
+    weights = d.b.node(path, MultiplyScalar(2.5), &[weights]);
     (weights, Kind::Choice { indices, weights })
 }
 

@@ -59,9 +59,10 @@ impl Tensors {
             }
             if path.contains("tied") {
                 // Rows 0 to 3 alike, 5 and 6 alike.
-                let row = last as usize;
-                (1..4).for_each(|r| floats.copy_within(0..row, r * row));
-                floats.copy_within(5 * row..6 * row, 6 * row);
+                let (row, rows) = (last as usize, weight.shape[0] as usize);
+                for (from, to) in [(0, 1), (0, 2), (0, 3), (5, 6)].into_iter().filter(|p| p.1 < rows) {
+                    floats.copy_within(from * row..(from + 1) * row, to * row);
+                }
             }
             let dtype = if weight.keep_f32 || path == "embed" { Dtype::Float32 } else { storage.dtype };
             let array = Array::from_vec(floats, &weight.shape).unwrap().astype(dtype).unwrap();
