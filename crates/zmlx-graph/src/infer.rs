@@ -135,6 +135,7 @@ pub(crate) fn wrong_slot(slot: &Slot, expected: impl fmt::Display) -> ShapeError
     let found = match slot.kind {
         SlotKind::KvCache => "keys and values".to_owned(),
         SlotKind::ConvState { keep } => format!("the last {keep} inputs of a convolution"),
+        SlotKind::DeltaState => "the state of a delta net".to_owned(),
     };
     ShapeError::Slot { path: slot.path.clone(), expected: expected.to_string(), found }
 }
@@ -163,7 +164,7 @@ impl Types {
     }
 
     /// What a slot holds after the call: of a key/value cache keys and values `[B, kv_heads, S, head_dim]`, of a
-    /// convolution state the inputs `[B, keep, channels]`. Empty if no node uses the slot.
+    /// convolution state the inputs `[B, keep, channels]`, of a delta net `[B, heads, value, key]`. Empty if no node uses the slot.
     pub fn slot(&self, id: SlotId) -> &[Type] {
         self.slots.get(id.0).map_or(&[], Vec::as_slice)
     }

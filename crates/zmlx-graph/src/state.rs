@@ -16,6 +16,8 @@ pub enum SlotKind {
         /// How many positions are kept.
         keep: i32,
     },
+    /// What a delta net remembers: a matrix a head.
+    DeltaState,
 }
 
 /// A declared slot.
@@ -88,6 +90,8 @@ pub enum SlotValue {
     Kv(KvCache),
     /// Last inputs `[batch, keep, channels]`; `None` at the start, which counts as zeros.
     Conv(Option<Array>),
+    /// Matrices `[batch, heads, value, key]` in float32; `None` at the start, which counts as zeros.
+    Delta(Option<Array>),
     /// A slot of the CPU's engine, by number.
     Engine(usize),
 }
@@ -97,6 +101,7 @@ impl SlotValue {
         match kind {
             SlotKind::KvCache => Self::Kv(KvCache::default()),
             SlotKind::ConvState { .. } => Self::Conv(None),
+            SlotKind::DeltaState => Self::Delta(None),
         }
     }
 }
@@ -106,7 +111,7 @@ impl SlotValue {
     pub fn arrays(&self) -> Vec<&Array> {
         match self {
             Self::Kv(cache) => cache.buffers.iter().flat_map(|(k, v)| [k, v]).collect(),
-            Self::Conv(state) => state.iter().collect(),
+            Self::Conv(state) | Self::Delta(state) => state.iter().collect(),
             Self::Engine(_) => Vec::new(),
         }
     }

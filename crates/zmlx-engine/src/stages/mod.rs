@@ -2,6 +2,7 @@
 
 mod attention;
 mod conv;
+mod delta;
 mod experts;
 mod heads;
 mod latent;
@@ -12,6 +13,7 @@ mod source;
 
 pub use attention::Attend;
 pub use conv::ShortConv;
+pub use delta::{ConvSilu, DeltaHeads, Unit};
 pub use experts::{Choice, Combine, ExpertsDown, ExpertsUp, Group};
 pub use heads::{Angles, Heads, Qkv, Rope};
 pub use latent::{HeadProducts, LatentAppend, LatentAttend, SplitRope};

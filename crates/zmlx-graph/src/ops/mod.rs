@@ -2,6 +2,7 @@
 
 mod attention;
 mod conv;
+mod deltanet;
 mod elementwise;
 mod geglu;
 mod groups;
@@ -13,6 +14,7 @@ mod shape;
 
 pub use attention::{Attention, Frequencies, KvAppend, Rope, RopeFrequencies};
 pub use conv::{ConvStep, DepthwiseConv1d};
+pub use deltanet::{DeltaGate, FlattenHeads, GatedDelta, Silu, UnitNorm};
 pub use elementwise::{AddScalar, Binary, Cast, MultiplyScalar, Sigmoid, SwiGlu};
 pub use geglu::GeGlu;
 pub use groups::{MaskGroups, TopKOfNegated};

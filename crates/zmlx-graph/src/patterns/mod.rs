@@ -2,6 +2,7 @@
 
 mod attention_out;
 mod deepseek_router;
+mod deltanet;
 mod embedding;
 mod glm47_rope;
 mod layernorm;
@@ -38,6 +39,7 @@ pub static ALL: &[&Pattern] = &[
     &glm47_rope::PATTERN,
     &skv_mla::PATTERN,
     &short_conv::PATTERN,
+    &deltanet::PATTERN,
     &router::PATTERN,
     &deepseek_router::PATTERN,
     &moe_mlp::PATTERN,

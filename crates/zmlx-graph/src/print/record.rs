@@ -86,6 +86,7 @@ pub(super) fn kind_word(kind: SlotKind) -> &'static str {
     match kind {
         SlotKind::KvCache => "kv_cache",
         SlotKind::ConvState { .. } => "conv_state",
+        SlotKind::DeltaState => "delta_state",
     }
 }
 

@@ -109,6 +109,7 @@ pub fn cases(pattern: &str, storage: &Storage, variant: usize) -> Vec<Case> {
         "glm47_rope" => one(&[], |d| latent_attention(d, false)),
         "skv_mla" => one(&["glm47_rope"], |d| latent_attention(d, true)),
         "short_conv" => one(&[], short_conv),
+        "deltanet" => one(&[], delta_net),
         "router" => vec![draft(pattern, storage, variant, &[], |d| router(d, 12, 4))],
         "deepseek_router" => vec![draft(pattern, storage, variant, &[], |d| {
             let (n, width) = (d.input(), d.width);
@@ -249,6 +250,49 @@ fn short_conv(d: &mut Draft<'_>) -> Value {
     let bias = d.v.more().then(|| d.b.bias("conv", width));
     let y = d.b.node("conv", DepthwiseConv1d { weight, bias }, &[s]);
     d.b.multiply("conv", c, y)
+}
+
+/// The gated delta net of Qwen3.5, between its products.
+fn delta_net(d: &mut Draft<'_>) -> Value {
+    let (path, n, width) = ("delta", d.input(), d.width);
+    let (key_heads, heads, key, value) = if d.v.more() { (3, 3, 16, 8) } else { (2, 4, 24, 20) };
+    let taps = if d.v.bias() { 3 } else { 4 };
+    let channels = 2 * key_heads * key + heads * value;
+    let product = |d: &mut Draft<'_>, name: &str, out| d.b.linear(name, n, out, width);
+    let (x, z) = (product(d, "in_proj_qkv", channels), product(d, "in_proj_z", heads * value));
+    let (b, a) = (product(d, "in_proj_b", heads), product(d, "in_proj_a", heads));
+    let slot = d.b.slot("conv", SlotKind::ConvState { keep: taps - 1 });
+    let s = d.b.node(path, ConvStep { slot, keep: taps - 1 }, &[x]);
+    let weight = d.b.tensor("conv1d", &[channels, taps, 1]);
+    let bias = d.v.more().then(|| d.b.bias("conv1d", channels));
+    let c = d.b.node(path, DepthwiseConv1d { weight, bias }, &[s]);
+    let c = d.b.node(path, Silu, &[c]);
+    let at = vec![key_heads * key, 2 * key_heads * key];
+    let [q, k, v] = d.b.node_n(path, SplitAt { at }, &[c]);
+    let of = |d: &mut Draft<'_>, x, heads| d.b.node(path, SplitHeads { heads }, &[x]);
+    let (q, k, v) = (of(d, q, key_heads), of(d, k, key_heads), of(d, v, heads));
+    let inverse = 1.0 / f64::from(key).sqrt();
+    let eps = 1e-6 / key as f32;
+    let q = d.b.node(path, UnitNorm { scale: inverse * inverse, eps }, &[q]);
+    let k = d.b.node(path, UnitNorm { scale: inverse, eps }, &[k]);
+    let beta = d.b.node(path, Sigmoid, &[b]);
+    let (a_log, dt_bias) = (d.b.bare_f32("A_log", &[heads]), d.b.bare_f32("dt_bias", &[heads]));
+    let g = d.b.node(path, DeltaGate { a_log, dt_bias }, &[a]);
+    let slot = d.b.slot("delta", SlotKind::DeltaState);
+    let y = d.b.node(path, GatedDelta { slot }, &[q, k, v, g, beta]);
+    let mut n = d.b.rms_norm("delta.norm", y, value, 1e-6);
+    let mut z = of(d, z, heads);
+    if !d.v.bias() {
+        (z, n) = (
+            d.b.node(path, Cast(Some(Dtype::Float32)), &[z]),
+            d.b.node(path, Cast(Some(Dtype::Float32)), &[n]),
+        );
+    }
+    let mut o = d.b.node(path, SwiGlu, &[z, n]);
+    if !d.v.bias() {
+        o = d.b.node(path, Cast(None), &[o, y]);
+    }
+    d.b.node(path, FlattenHeads, &[o])
 }
 
 /// Routing in one of the four ways that are known; gives the weights.
