@@ -1,6 +1,6 @@
 //! What a graph moves and computes in one call, counted before anything runs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::iter::Sum;
 use std::ops::Add;
 
@@ -206,6 +206,22 @@ impl Graph {
     pub fn weight_bytes(&self, activation: Dtype) -> Vec<u64> {
         let of = |w: &Weight| w.tensors().iter().map(|t| t.bytes(w.dtype().resolve(activation))).sum();
         self.weights.iter().map(of).collect()
+    }
+
+    /// Bytes of each weight as an executor of [fused](crate::fused) nodes holds it, where its files have `stored` bytes of
+    /// each: the engine keeps matrices as they are stored and the rest in float32, and what only nodes on MLX read is
+    /// held in float32.
+    pub fn engine_weight_bytes(&self, stored: &[u64]) -> Vec<u64> {
+        let fused = self.nodes.iter().filter(|n| n.op.fused().is_some());
+        let on_engine: HashSet<WeightId> = fused.flat_map(|n| n.op.weights()).collect();
+        let mut bytes = self.weight_bytes(Dtype::Float32);
+        for (index, weight) in self.weights.iter().enumerate() {
+            let matrix = weight.shape.len() == 2 || weight.experts.is_some();
+            if matrix && on_engine.contains(&WeightId(index)) {
+                bytes[index] = stored.get(index).copied().unwrap_or(0);
+            }
+        }
+        bytes
     }
 
     /// What a call costs. Growing of caches, every 256 positions, is left out. Of experts, as many are counted as rows

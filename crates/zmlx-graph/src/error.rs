@@ -39,14 +39,10 @@ pub enum GraphError {
     /// A fused node could not be lowered.
     #[error(transparent)]
     Lowering(#[from] crate::native::LoweringError),
-    /// The state was made for another graph.
+    /// The state was made for another graph, or for another form of it.
     #[error(
-        "the state has {found} slots, the graph {expected}: make it anew after patching (Executor::new_state)"
+        "the state is of another graph, or was made before the model was patched or unpatched: make it anew \
+         (Model::new_state, Executor::new_state)"
     )]
-    WrongState {
-        /// Slots of the state.
-        found: usize,
-        /// Slots of the graph.
-        expected: usize,
-    },
+    WrongState,
 }

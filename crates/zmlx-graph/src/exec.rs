@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex};
 use zmlx_engine::program::{Call, Runner};
 use zmlx_mlx::{Array, Dtype};
 
+use crate::cost::CostContext;
 use crate::error::{GraphError, Result};
 use crate::graph::{Graph, Value};
 use crate::native::{Plan, Region, Step, Tensors};
 use crate::op::Context;
-use crate::state::{SlotValue, State};
-use crate::weights::{BoundWeight, TensorSpec};
+use crate::state::{SlotId, SlotValue, State};
+use crate::weights::{BoundWeight, TensorSpec, WeightId};
 
 /// A graph with its weights.
 #[derive(Debug)]
@@ -44,7 +45,7 @@ impl Executor {
     pub fn new(graph: Arc<Graph>, mut tensor: impl FnMut(&TensorSpec) -> Option<Array>) -> Result<Self> {
         graph.check()?;
         let steps = (0..graph.nodes.len()).map(Step::Node).collect();
-        let plan = Plan { steps, slots: Default::default(), templates: Vec::new() };
+        let plan = Plan { steps, ..Plan::default() };
         Self::with_plan(graph, plan, &mut tensor, 1)
     }
 
@@ -116,14 +117,22 @@ impl Executor {
         self.runs.load(Ordering::Relaxed)
     }
 
-    /// What runs one after another in a call with one token: kernels of MLX (one a node that is not a mere view) and stages
-    /// of the engine.
+    /// What runs one after another in a call with one token: kernels of MLX, as [`Graph::cost`] counts them, and stages of
+    /// the engine. Of a graph whose shapes do not fit, one kernel a node.
     pub fn launches_per_token(&self) -> u64 {
+        let context = CostContext::decode(0, self.activation(), Vec::new());
+        let kernels = self.graph.cost(&context).map(|c| c.nodes).unwrap_or_default();
         let count = |step: &Step| match step {
-            Step::Node(_) => 1,
+            Step::Node(index) => kernels.get(*index).map_or(1, |work| work.launches),
             Step::Region(region) => region.program.decode_stages() as u64,
         };
         self.plan.steps.iter().map(count).sum()
+    }
+
+    /// The dtype that the nodes on MLX run in, which is that of their weights; float32 if there are none.
+    fn activation(&self) -> Dtype {
+        let declared = self.graph.weights.iter().zip(&self.weights).filter(|(w, _)| !w.keep_f32);
+        declared.filter_map(|(_, bound)| bound.as_ref()?.float()).next().unwrap_or(Dtype::Float32)
     }
 
     /// An empty state.
@@ -147,9 +156,13 @@ impl Executor {
         self.walk(tokens, state, wanted, &mut |_| Ok(()))
     }
 
-    /// Bytes of each weight as it is held for MLX, by number; 0 for those that only the engine holds.
+    /// Bytes of each weight as it is held, by number: by the engine if a fused node reads it, else for MLX.
     pub fn weight_bytes(&self) -> Vec<u64> {
-        self.weights.iter().map(|w| w.as_ref().map_or(0, BoundWeight::bytes)).collect()
+        let held = |(index, bound): (usize, &Option<BoundWeight>)| {
+            let on_mlx = || bound.as_ref().map_or(0, BoundWeight::bytes);
+            self.plan.held.get(&WeightId(index)).copied().unwrap_or_else(on_mlx)
+        };
+        self.weights.iter().enumerate().map(held).collect()
     }
 
     /// An error of MLX, in the words of node number `index`.
@@ -163,12 +176,15 @@ impl Executor {
 
     /// Whether the state is one of this executor.
     fn check_state(&self, state: &State) -> Result<()> {
-        let on_engine = state.slots.iter().filter(|s| matches!(s, SlotValue::Engine(_))).count();
+        let same = |(index, slot): (usize, &SlotValue)| match (slot, self.plan.slots.get(&SlotId(index))) {
+            (SlotValue::Engine(found), Some(expected)) => found == expected,
+            (SlotValue::Engine(_), None) | (_, Some(_)) => false,
+            (_, None) => true,
+        };
         let fits = state.slots.len() == self.graph.slots.len()
             && state.engine.len() == self.plan.templates.len()
-            && on_engine == self.plan.slots.len();
-        let (found, expected) = (state.slots.len(), self.graph.slots.len());
-        if fits { Ok(()) } else { Err(GraphError::WrongState { found, expected }) }
+            && state.slots.iter().enumerate().all(same);
+        if fits { Ok(()) } else { Err(GraphError::WrongState) }
     }
 
     /// Runs the steps; `watch` is told about each.

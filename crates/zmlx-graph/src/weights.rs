@@ -160,6 +160,15 @@ impl BoundWeight {
         arrays.into_iter().flatten().map(|a| a.nbytes() as u64).sum()
     }
 
+    /// The dtype of its floats; none if it has none.
+    pub(crate) fn float(&self) -> Option<Dtype> {
+        let dtype = match self {
+            Self::Dense(a) => a.dtype(),
+            Self::Quantized { scales, .. } => scales.dtype(),
+        };
+        matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16).then_some(dtype)
+    }
+
     /// The array of a dense weight; of a quantised one, the dequantised matrix.
     pub fn dense(&self) -> Result<Array> {
         match self {

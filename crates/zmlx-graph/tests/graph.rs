@@ -58,7 +58,7 @@ fn wrong_graphs_weights_and_states_are_named() -> Result<()> {
     let executor = Executor::new(Arc::new(b.finish(out)), |_| None).unwrap();
     let ids = Array::from_slice(&[0u32], &[1, 1])?;
     let mut other = tied().new_state();
-    assert!(matches!(executor.run(&ids, &mut other), Err(GraphError::WrongState { found: 0, expected: 1 })));
+    assert!(matches!(executor.run(&ids, &mut other), Err(GraphError::WrongState)));
     let error = executor.run(&ids, &mut executor.graph().new_state()).unwrap_err().to_string();
     assert!(error.starts_with("layer: conv_step"), "{error}");
     Ok(())

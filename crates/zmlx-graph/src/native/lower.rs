@@ -155,6 +155,13 @@ impl<'a> Lowering<'a> {
         Ok(())
     }
 
+    /// Bytes of each weight that it has loaded, as the engine holds it.
+    pub(crate) fn held(&self) -> HashMap<WeightId, u64> {
+        let of = |m: &Matrix| (m.experts() * m.rows() * m.row_bytes()) as u64;
+        let vectors = self.vectors.iter().map(|(id, v)| (*id, size_of_val(v.as_slice()) as u64));
+        self.matrices.iter().map(|(id, m)| (*id, of(m))).chain(vectors).collect()
+    }
+
     fn release(&mut self, buffer: Buffer) {
         if let Some(&width) = self.widths.get(&buffer) {
             self.free.push((width, buffer));

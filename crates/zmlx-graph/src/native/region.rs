@@ -8,6 +8,7 @@ use zmlx_mlx::{Array, Dtype, Error, Result};
 use super::lower::{Form, Lowering, LoweringError, Place, Tensors};
 use crate::graph::{Graph, Value};
 use crate::state::SlotId;
+use crate::weights::WeightId;
 
 /// One thing to do in a call.
 #[derive(Debug)]
@@ -29,12 +30,14 @@ pub(crate) struct Region {
 }
 
 /// A graph cut into steps.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Plan {
     pub(crate) steps: Vec<Step>,
     /// Which slots of the graph are slots of the engine, and their empty forms.
     pub(crate) slots: HashMap<SlotId, usize>,
     pub(crate) templates: Vec<Slot>,
+    /// Bytes of the weights that the engine holds.
+    pub(crate) held: HashMap<WeightId, u64>,
 }
 
 impl Plan {
@@ -78,7 +81,8 @@ impl Plan {
                 outputs,
             }));
         }
-        Ok(Self { steps, slots: lowering.slots, templates: lowering.templates })
+        let held = lowering.held();
+        Ok(Self { steps, slots: lowering.slots, templates: lowering.templates, held })
     }
 
     /// Most stages of a program.
