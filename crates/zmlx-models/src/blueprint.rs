@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use zmlx_graph::pattern::{Backend, Rewritten, rewrite};
 use zmlx_graph::{Cost, CostContext, Graph, GraphError};
 use zmlx_mlx::Dtype;
 
@@ -8,6 +9,7 @@ use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::families::{self, Built};
 use crate::info::{ModelInfo, describe};
+use crate::patch::{PatchError, PatchOptions, PatchReport};
 use crate::source::Source;
 
 /// A model's graph and the sizes of its weights, without the weights.
@@ -30,6 +32,27 @@ pub enum SizesFrom {
     Headers,
     /// `config.json` alone: the folder has no weights. Unquantised weights count as bfloat16.
     Config,
+}
+
+/// A blueprint patched for the CPU: what [`crate::Model::patch`] would run there in float32, without the weights.
+#[derive(Debug, Clone)]
+pub struct PatchedBlueprint {
+    /// Its graph. Nodes that no pattern took run on MLX.
+    pub graph: Graph,
+    /// What became of each pattern.
+    pub report: PatchReport,
+    /// Bytes of each weight as it is held: by the engine as it is stored (vectors in float32), for MLX in float32.
+    pub weight_bytes: Vec<u64>,
+}
+
+impl PatchedBlueprint {
+    /// What a token costs after `position` others.
+    ///
+    /// # Errors
+    /// As [`Graph::cost`].
+    pub fn decode_cost(&self, position: u32) -> Result<Cost, GraphError> {
+        self.graph.cost(&CostContext::decode(position, Dtype::Float32, self.weight_bytes.clone()))
+    }
 }
 
 impl Blueprint {
@@ -61,6 +84,23 @@ impl Blueprint {
         let weight_bytes = built.graph.weight_bytes(Dtype::Bfloat16);
         let info = describe(&built, &weight_bytes, weight_bytes.iter().sum());
         Ok(Self { info, graph: built.graph, weight_bytes, sizes: SizesFrom::Config })
+    }
+
+    /// Its graph with what these options replace by fused ops, as the CPU runs it.
+    ///
+    /// # Errors
+    /// [`PatchError`], as [`crate::Model::patch`].
+    pub fn patched(&self, options: &PatchOptions) -> Result<PatchedBlueprint, PatchError> {
+        let choice = options.choose(Backend::Cpu)?;
+        let threads = options.thread_count()?;
+        let Rewritten { graph, patterns } = rewrite(&self.graph, &choice)?;
+        let native = graph.nodes.iter().all(|n| n.op.fused().is_some());
+        let weight_bytes = graph.engine_weight_bytes(&self.weight_bytes);
+        let threads = if graph.nodes.iter().any(|n| n.op.fused().is_some()) { threads } else { 0 };
+        let report = PatchReport { patterns, launches_per_token: 0, native, threads };
+        let mut patched = PatchedBlueprint { graph, report, weight_bytes };
+        patched.report.launches_per_token = patched.decode_cost(0)?.total.launches;
+        Ok(patched)
     }
 
     /// What a token costs after `position` others, with weights as they are stored and activations of two bytes, as the

@@ -1,4 +1,5 @@
-//! Models on stock MLX: reading Hugging Face style folders, building family graphs, generating text.
+//! Models: reading Hugging Face style folders and GGUF files, building family graphs, patching them with fused ops,
+//! generating text.
 //!
 //! ```no_run
 //! use zmlx_models::{GenerateOptions, LoadOptions, Model, Session, Flow};
@@ -40,7 +41,7 @@ pub mod stop;
 mod tensors;
 pub mod tokenizer;
 
-pub use blueprint::{Blueprint, SizesFrom};
+pub use blueprint::{Blueprint, PatchedBlueprint, SizesFrom};
 pub use config::ModelConfig;
 pub use embedded::embedded_model_dir;
 pub use error::{GenerateError, LoadError};

@@ -2,7 +2,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use zmlx_graph::profile::median;
-use zmlx_graph::{CostContext, GraphError, Profile, ProfileReport, Sizes, State};
+use zmlx_graph::{Cost, CostContext, GraphError, Profile, ProfileReport, State};
 use zmlx_mlx::stream::with_stream;
 use zmlx_mlx::{Array, Dtype};
 
@@ -42,6 +42,15 @@ pub struct ModelProfile {
 }
 
 impl Model {
+    /// What a token costs after `position` others in the graph that is in use, with weights as they are held in memory.
+    ///
+    /// # Errors
+    /// As [`zmlx_graph::Graph::cost`].
+    pub fn decode_cost(&self, position: u32) -> Result<Cost, GraphError> {
+        let weight_bytes = self.executor().weight_bytes();
+        self.graph().cost(&CostContext::decode(position, self.dtype(), weight_bytes))
+    }
+
     /// Runs decode steps and times each node of the graph that is in use. The tokens after the made-up prompt are the
     /// likeliest ones, so that experts are chosen as they are in use. One step of each kind warms up and is not counted.
     ///
@@ -98,12 +107,7 @@ impl Model {
         }
         let graph = self.executor().graph();
         let position = u32::try_from(state.position() - 1).unwrap_or(0);
-        let context = CostContext {
-            sizes: Sizes::decode(position.into()),
-            activation: self.dtype(),
-            weight_bytes: self.executor().weight_bytes(),
-        };
-        let cost = graph.cost(&context)?;
+        let cost = self.decode_cost(position)?;
         let profile = Profile::median(&cut);
         Ok(ModelProfile {
             report: ProfileReport::new(graph, &cost, &profile, options.bandwidth),
