@@ -95,7 +95,7 @@ pub(crate) struct PatchArgs {
     #[arg(long, value_name = "PRESET")]
     pub(crate) preset: Option<String>,
     /// Only these patterns, between commas
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "preset")]
     pub(crate) patterns: Option<Vec<String>>,
     /// Not these patterns, between commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
@@ -236,6 +236,12 @@ pub(crate) struct GraphArgs {
     /// With --svg: draw every layer
     #[arg(long, requires = "svg")]
     pub(crate) all_layers: bool,
+    /// The graph as the CPU runs it patched; --preset, --patterns and --exclude mean it too
+    #[arg(long)]
+    pub(crate) patched: bool,
+    /// Patching.
+    #[command(flatten)]
+    pub(crate) patch: PatchArgs,
     /// Print one JSON record on stdout
     #[arg(long)]
     pub(crate) json: bool,
@@ -257,6 +263,12 @@ pub(crate) struct PlanArgs {
     /// List modules too, all layers together
     #[arg(long)]
     pub(crate) modules: bool,
+    /// List the ops of the patched graph only; the totals are always of both
+    #[arg(long)]
+    pub(crate) patched: bool,
+    /// Patching.
+    #[command(flatten)]
+    pub(crate) patch: PatchArgs,
     /// Print one JSON record on stdout
     #[arg(long)]
     pub(crate) json: bool,
@@ -289,6 +301,9 @@ pub(crate) struct ProfileArgs {
     /// Write a page with picture and tables into this file
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
+    /// Patching; --preset none times stock MLX.
+    #[command(flatten)]
+    pub(crate) patch: PatchArgs,
     /// Print one JSON record on stdout
     #[arg(long)]
     pub(crate) json: bool,

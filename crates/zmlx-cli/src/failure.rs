@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use zmlx_lab::LabError;
+use zmlx_models::PatchError;
 
 use crate::output::{self, Console};
 
@@ -46,6 +47,14 @@ impl Failure {
     /// A failure while running.
     pub(crate) fn runtime(error: impl Into<anyhow::Error>) -> Self {
         Self::Runtime(error.into())
+    }
+
+    /// A model that could not be patched.
+    pub(crate) fn patch(error: PatchError) -> Self {
+        match error {
+            PatchError::Graph(_) | PatchError::Load(_) => Self::Load(error.into()),
+            _ => Self::Usage(error.into()),
+        }
     }
 
     /// What the lab could not do.

@@ -218,7 +218,15 @@ pub(crate) fn patch_options(args: &PatchArgs) -> Result<PatchOptions, Failure> {
         number("--threads", args.threads.as_deref(), "a whole number from 1 to 256", |n: usize| {
             (1..=MOST_THREADS).contains(&n)
         })?;
-    let (patterns, exclude) = (args.patterns.clone(), args.exclude.clone());
+    let names = |flag: &str, typed: &[String]| -> Result<Vec<String>, Failure> {
+        let names: Vec<String> = typed.iter().map(|name| name.trim().to_owned()).collect();
+        match names.iter().any(String::is_empty) {
+            true => Err(Failure::usage(format_args!("{flag}: a name between the commas is empty"))),
+            false => Ok(names),
+        }
+    };
+    let patterns = args.patterns.as_deref().map(|typed| names("--patterns", typed)).transpose()?;
+    let exclude = names("--exclude", &args.exclude)?;
     Ok(PatchOptions { preset, patterns, exclude, threads, ..PatchOptions::default() })
 }
 

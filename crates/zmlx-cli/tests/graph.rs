@@ -63,6 +63,19 @@ fn the_graph_is_printed_with_shapes() {
 }
 
 #[test]
+fn the_patched_graph_is_printed_without_weights() {
+    let record = json(&["graph", MODEL, "--patched", "--json"]);
+    let nodes = record["nodes"].as_array().expect("nodes");
+    assert_eq!(nodes.len(), 25);
+    assert!(nodes.iter().all(|n| n["pattern"].is_string()), "{record}");
+    let text = fine(&["graph", MODEL, "--patterns", "moe_mlp,router"]);
+    assert!(text.contains("<moe_mlp>") && !text.contains("<attention_out>"), "{text}");
+    assert_eq!(fine(&["graph", MODEL, "--preset", "none"]), fine(&["graph", MODEL]));
+    refused(&["graph", MODEL, "--patterns", "moe"], 2, "moe_mlp");
+    refused(&["plan", MODEL, "--preset", "quick"], 2, "--preset");
+}
+
+#[test]
 fn graphs_are_written_whole_or_not_at_all() {
     let folder = TempDir::new().expect("folder");
     let (dot, svg) = (folder.path().join("g.dot"), folder.path().join("g.svg"));
@@ -97,16 +110,23 @@ fn a_plan_counts_what_info_says() {
     let later = json(&["plan", MODEL, "--bandwidth", "20", "--context", "500", "--json"]);
     assert!(later["as_stored"]["total"]["state_read"].as_u64() > total["state_read"].as_u64());
 
+    let patched = &plan["patched"];
+    assert_eq!(
+        (&patched["cost"]["total"]["launches"], &patched["report"]["native"]),
+        (&38.into(), &true.into())
+    );
+    assert_eq!(patched["report"]["launches_per_token"], 38);
+
     let text = fine(&["plan", MODEL, "--modules"]);
-    for part in [
-        "172 a token",
-        "2.9 MB a token, as stored",
-        "read by ",
-        "expert_linear",
-        "model.layers.*.conv.in_proj",
-    ] {
+    let launches = text.lines().find(|l| l.starts_with("launches")).expect("a line");
+    assert_eq!(launches.split_whitespace().collect::<Vec<_>>(), ["launches", "172", "167", "38"]);
+    for part in ["2.9 MB", "read by ", "expert_linear", "model.layers.*.conv.in_proj", "5 x moe_mlp"] {
         assert!(text.contains(part), "no '{part}' in:\n{text}");
     }
+    let text = fine(&["plan", MODEL, "--patched", "--bandwidth", "20"]);
+    assert!(text.contains("moe_mlp  ") && !text.contains("expert_linear"), "{text}");
+    let text = fine(&["plan", MODEL, "--preset", "none", "--bandwidth", "20"]);
+    assert!(text.contains("patterns     none") && !text.contains("moe_mlp"), "{text}");
 }
 
 #[test]
@@ -129,23 +149,25 @@ fn a_profile_is_printed_and_drawn() {
     let with = |more: &[&'static str]| -> Vec<String> {
         ["profile", MODEL].iter().chain(&short).chain(more).map(ToString::to_string).collect()
     };
-    let mut args = with(&["--bandwidth", "20"]);
+    let mut args = with(&["--bandwidth", "20", "--preset", "none"]);
     args.extend(["--svg", arg(&svg), "--html", arg(&html)].map(str::to_owned));
     let text = fine(&args.iter().map(String::as_str).collect::<Vec<_>>());
     for part in
-        ["float32 on cpu", "undisturbed", "expert_linear", "model.layers.*.self_attn", "20.0 GB/s, as given"]
+        ["float32 on cpu", "stock", "expert_linear", "model.layers.*.self_attn", "20.0 GB/s, as given"]
     {
         assert!(text.contains(part), "no '{part}' in:\n{text}");
     }
     let picture = fs::read_to_string(&svg).expect("written");
     assert!(picture.starts_with("<svg") && picture.contains("model.layers.5"));
     assert!(
-        fs::read_to_string(&html).expect("written").contains("lfm2_moe: a decode step on cpu in float32")
+        fs::read_to_string(&html)
+            .expect("written")
+            .contains("lfm2_moe: a decode step on cpu in float32, stock")
     );
 
     let args = with(&["--bandwidth", "0.000001", "--json"]);
     let record = json(&args.iter().map(String::as_str).collect::<Vec<_>>());
-    assert_eq!(record["report"]["total"]["nodes"], 194);
+    assert_eq!(record["report"]["total"]["nodes"], 25, "patched, if nothing else is said");
     // Memory that moves a kilobyte a second is slower than any cache.
     assert_eq!(record["report"]["total"]["cache_resident"], true);
     assert!(record["step_seconds"].as_f64() > Some(0.0));

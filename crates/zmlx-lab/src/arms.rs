@@ -119,13 +119,13 @@ impl<'m> Arms<'m> {
         matched.map(|p| p.class).max().unwrap_or(Class::BitExact)
     }
 
-    /// Counts of the arm that runs now.
-    pub(crate) fn counts(&self) -> Counts {
-        Counts {
-            bytes_per_token: self.model.info().bytes_per_token,
-            graph_nodes: self.model.executor().graph().nodes.len() as u64,
+    /// Counts of the arm that runs now, with weights as this arm holds them in memory.
+    pub(crate) fn counts(&self) -> Result<Counts, LabError> {
+        Ok(Counts {
+            bytes_per_token: self.model.decode_cost(0)?.total.weight_bytes,
+            graph_nodes: self.model.graph().nodes.len() as u64,
             launches_per_token: Some(self.model.executor().launches_per_token()),
-        }
+        })
     }
 
     /// What a reader must know about the patched arm.

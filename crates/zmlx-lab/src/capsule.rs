@@ -175,7 +175,7 @@ pub struct ArmRecord {
     pub decode: Spread,
     /// MLX's peak memory over its runs, in bytes.
     pub peak_memory_bytes: u64,
-    /// Bytes of weights that a token reads, as they are stored (those of a GGUF file, as they are converted).
+    /// Bytes of weights that a token reads, as this arm holds them in memory.
     pub bytes_per_token: u64,
     /// Nodes of the graph that a token runs through.
     pub graph_nodes: u64,

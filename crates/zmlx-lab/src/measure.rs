@@ -122,7 +122,7 @@ pub(crate) fn timed_runs(
             let timed = timed_run(arms.model(), arm, plan, timings.runs.len())?;
             timings.runs.push(timed);
             if !timings.counts.iter().any(|(a, _)| *a == arm) {
-                timings.counts.push((arm, arms.counts()));
+                timings.counts.push((arm, arms.counts()?));
             }
         }
     }

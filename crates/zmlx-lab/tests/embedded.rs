@@ -96,7 +96,8 @@ fn bench_times_both_arms_in_turn() {
         let record = capsule.arm(arm).unwrap();
         assert_eq!(record.runs.len(), 3);
         assert!(record.decode.median > 0.0 && record.prefill.median > 0.0);
-        assert_eq!(record.bytes_per_token, subject.model.info().bytes_per_token);
+        assert_eq!(record.bytes_per_token, subject.model.decode_cost(0).unwrap().total.weight_bytes);
+        assert_eq!(record.launches_per_token, Some(167));
         assert!(record.graph_nodes > 50);
         // Where the system says how large its caches are, ten megabytes fit on any current server.
         if capsule.machine.last_level_cache_bytes >= Some(capsule.model.file_bytes) {

@@ -94,6 +94,8 @@ impl Blueprint {
         let choice = options.choose(Backend::Cpu)?;
         let threads = options.thread_count()?;
         let Rewritten { graph, patterns } = rewrite(&self.graph, &choice)?;
+        // Rewriting may put nodes in another order that can be run; what it left alone stays as it is.
+        let graph = if patterns.iter().any(|p| p.matched > 0) { graph } else { self.graph.clone() };
         let native = graph.nodes.iter().all(|n| n.op.fused().is_some());
         let weight_bytes = graph.engine_weight_bytes(&self.weight_bytes);
         let threads = if graph.nodes.iter().any(|n| n.op.fused().is_some()) { threads } else { 0 };

@@ -56,7 +56,7 @@ fn check_model(model: &Model, dir: &Path) {
     let cases = golden["f32"].as_array().unwrap();
     assert_eq!(cases.len(), 3);
     for case in cases {
-        // The engine's products take activations with 15 bits.
+        // The engine's products take activations as 16-bit integers.
         let (form, bound) = if model.is_patched() { ("patched", 1e-2) } else { ("stock", 1e-3) };
         let name = format!("{} {form} after {} tokens", dir.display(), case["length"]);
         let (prompt, tokens): (Vec<u32>, Vec<u32>) = (numbers(&case["prompt"]), numbers(&case["tokens"]));

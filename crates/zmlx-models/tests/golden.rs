@@ -95,7 +95,7 @@ fn greedy_tokens_are_those_of_mlx_lm() {
 fn first_logits_are_those_of_mlx_lm() {
     let golden = golden();
     for ((form, model), case) in both().iter().flat_map(|m| golden.cases.iter().map(move |c| (m, c))) {
-        // The engine's products take activations with 15 bits.
+        // The engine's products take activations as 16-bit integers.
         let bound = if model.is_patched() { 2e-3 } else { 1e-4 };
         let mut state = model.new_state();
         let logits = model.run(&case.prompt_ids, &mut state).unwrap();

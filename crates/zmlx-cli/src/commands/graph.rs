@@ -12,6 +12,12 @@ use crate::{model, request};
 /// Prints the graph, or writes the files that were asked for.
 pub(crate) fn run(args: GraphArgs, console: &Console) -> Result<(), Failure> {
     let source = request::model_source(args.model)?;
+    let asked =
+        args.patch.preset.is_some() || args.patch.patterns.is_some() || !args.patch.exclude.is_empty();
+    let patch = match args.patched || asked {
+        true => Some(request::patch_options(&args.patch)?),
+        false => None,
+    };
     // A download can be long.
     let _interrupt = Interrupt::install(SecondPress::Exits)?;
     let folder = if args.json {
@@ -19,7 +25,11 @@ pub(crate) fn run(args: GraphArgs, console: &Console) -> Result<(), Failure> {
     } else {
         model::locate(&source, console)?
     };
-    let graph = Blueprint::read(&folder).map_err(Failure::load)?.graph;
+    let blueprint = Blueprint::read(&folder).map_err(Failure::load)?;
+    let graph = match patch {
+        Some(options) => blueprint.patched(&options).map_err(Failure::patch)?.graph,
+        None => blueprint.graph,
+    };
     let mut written = Vec::new();
     if let Some(path) = &args.dot {
         output::write_file(path, graph.dot().map_err(Failure::load)?.as_bytes())?;

@@ -1,4 +1,4 @@
-//! `zmlx plan`: what a token costs, counted from the graph.
+//! `zmlx plan`: what a token costs, counted from the graph, stock and patched.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 use zmlx_graph::bandwidth::read_bandwidth;
 use zmlx_graph::cost::CostRow;
 use zmlx_graph::{Cost, Work};
-use zmlx_models::{Blueprint, SizesFrom};
+use zmlx_models::{Blueprint, PatchReport, SizesFrom};
 
 use crate::args::PlanArgs;
 use crate::failure::Failure;
@@ -19,6 +19,7 @@ pub(crate) fn run(args: PlanArgs, console: &Console) -> Result<(), Failure> {
     let source = request::model_source(args.model)?;
     let position = request::context(args.context.as_deref())?;
     let given = request::bandwidth(args.bandwidth.as_deref())?;
+    let patch = request::patch_options(&args.patch)?;
     // A download can be long.
     let _interrupt = Interrupt::install(SecondPress::Exits)?;
     let folder = if args.json {
@@ -29,6 +30,8 @@ pub(crate) fn run(args: PlanArgs, console: &Console) -> Result<(), Failure> {
     let blueprint = Blueprint::read(&folder).map_err(Failure::load)?;
     let stored = blueprint.decode_cost(position).map_err(Failure::load)?;
     let held = blueprint.decode_cost_f32(position).map_err(Failure::load)?;
+    let fused = blueprint.patched(&patch).map_err(Failure::patch)?;
+    let patched = fused.decode_cost(position).map_err(Failure::load)?;
     let bandwidth = Bandwidth::new(given);
     let plan = Plan {
         family: &blueprint.info.family,
@@ -40,17 +43,28 @@ pub(crate) fn run(args: PlanArgs, console: &Console) -> Result<(), Failure> {
         position,
         roofline: Roofline::new(&stored, &bandwidth),
         roofline_f32: Roofline::new(&held, &bandwidth),
-        bandwidth,
         as_stored: &stored,
         held_in_f32: &held.total,
+        patched: Patched {
+            report: &fused.report,
+            roofline: Roofline::new(&patched, &bandwidth),
+            cost: &patched,
+        },
+        bandwidth,
     };
     if args.json {
         return output::write_json(&plan);
     }
     let mut text = plan.describe(&folder.display().to_string());
-    table(&mut text, "op", &stored.by_op, &stored.total);
+    if !args.patched {
+        table(&mut text, "stock op", &stored.by_op, &stored.total);
+    }
+    table(&mut text, "patched op", &patched.by_op, &patched.total);
+    if args.modules && !args.patched {
+        table(&mut text, "stock module", &stored.by_module, &stored.total);
+    }
     if args.modules {
-        table(&mut text, "module", &stored.by_module, &stored.total);
+        table(&mut text, "patched module", &patched.by_module, &patched.total);
     }
     output::write_stdout(text.as_bytes())
 }
@@ -103,10 +117,14 @@ impl Roofline {
         let seconds = cost.roofline_seconds(bandwidth.bytes_per_second());
         Self { seconds_per_token: seconds, tokens_per_second: 1.0 / seconds }
     }
+}
 
-    fn words(&self) -> String {
-        format!("{:.3} ms a token, {:.1} tok/s", self.seconds_per_token * 1e3, self.tokens_per_second)
-    }
+/// The patched graph on the CPU.
+#[derive(Serialize)]
+struct Patched<'a> {
+    report: &'a PatchReport,
+    roofline: Roofline,
+    cost: &'a Cost,
 }
 
 /// The JSON record.
@@ -121,35 +139,51 @@ struct Plan<'a> {
     roofline_f32: Roofline,
     as_stored: &'a Cost,
     held_in_f32: &'a Work,
+    patched: Patched<'a>,
 }
 
 impl Plan<'_> {
     fn describe(&self, model: &str) -> String {
-        let (total, wide) = (&self.as_stored.total, self.held_in_f32);
-        let nodes: usize = self.as_stored.by_op.iter().map(|r| r.nodes).sum();
-        let rows = [
-            ("model", model.to_owned()),
+        let heading = [
+            ("model", format!("{model}, {}", self.family)),
             ("sizes from", self.sizes.to_owned()),
-            ("graph", format!("{}, {} nodes, {}", self.graph, grouped(nodes as u64), self.family)),
             ("token", format!("one, after {} others", grouped(self.position.into()))),
-            ("launches", format!("{} a token", grouped(total.launches))),
-            ("weights", format!("{} a token", bytes(total.weight_bytes))),
-            (
-                "state",
-                format!("{} read, {} written a token", bytes(total.state_read), bytes(total.state_written)),
-            ),
-            ("in all", format!("{} a token, as stored", bytes(total.memory_bytes()))),
-            ("", format!("{} a token, held in float32 (stock MLX on a CPU)", bytes(wide.memory_bytes()))),
-            ("operations", format!("{} a token", count(total.flops))),
             ("bandwidth", self.bandwidth.words()),
-            ("least time", format!("{}, as stored", self.roofline.words())),
-            ("", format!("{}, held in float32", self.roofline_f32.words())),
         ];
         let mut text = String::new();
-        for (name, value) in rows {
+        for (name, value) in heading {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "{name:<12} {}", output::one_line(&value));
         }
+        let row = |text: &mut String, name: &str, cells: [String; 3]| {
+            let [stored, held, patched] = cells;
+            let line = format!("{name:<12} {stored:>14} {held:>18} {patched:>14}");
+            let _ = writeln!(text, "{}", line.trim_end());
+        };
+        text.push('\n');
+        row(&mut text, "a token", ["stock, as stored", "stock, in float32", "patched"].map(str::to_owned));
+        let nodes = |cost: &Cost| grouped(cost.nodes.len() as u64);
+        let stock = nodes(self.as_stored);
+        row(&mut text, "nodes", [stock.clone(), stock, nodes(self.patched.cost)]);
+        let works = [&self.as_stored.total, self.held_in_f32, &self.patched.cost.total];
+        let counts: [(&str, fn(&Work) -> String); 6] = [
+            ("launches", |w| grouped(w.launches)),
+            ("weights", |w| bytes(w.weight_bytes)),
+            ("state read", |w| bytes(w.state_read)),
+            ("state written", |w| bytes(w.state_written)),
+            ("bytes in all", |w| bytes(w.memory_bytes())),
+            ("operations", |w| count(w.flops)),
+        ];
+        for (name, of) in counts {
+            row(&mut text, name, works.map(of));
+        }
+        let rooflines = [&self.roofline, &self.roofline_f32, &self.patched.roofline];
+        row(&mut text, "least time", rooflines.map(|r| format!("{:.3} ms", r.seconds_per_token * 1e3)));
+        row(&mut text, "at most", rooflines.map(|r| format!("{:.1} tok/s", r.tokens_per_second)));
+        let used = self.patched.report.patterns.iter().filter(|p| p.matched > 0);
+        let used: Vec<String> = used.map(|p| format!("{} x {}", p.matched, p.name)).collect();
+        let used = if used.is_empty() { "none".to_owned() } else { used.join(", ") };
+        let _ = writeln!(text, "\npatterns     {used}");
         text
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use zmlx_graph::profile::ProfileRow;
-use zmlx_models::{ModelProfile, ProfileOptions};
+use zmlx_models::{LoadOptions, ModelProfile, PatchReport, ProfileOptions};
 
 use super::plan::Bandwidth;
 use crate::args::ProfileArgs;
@@ -20,7 +20,10 @@ const PROMPT_TOKENS: usize = 128;
 /// Runs the steps, prints the tables, writes the pictures.
 pub(crate) fn run(args: ProfileArgs, console: &Console) -> Result<(), Failure> {
     let source = request::model_source(args.model)?;
-    let load = request::loading(args.dtype, args.device);
+    let load = LoadOptions {
+        patch: Some(request::patch_options(&args.patch)?),
+        ..request::loading(args.dtype, args.device)
+    };
     let steps = request::count("--steps", args.steps.as_deref(), STEPS)?;
     let prompt_tokens = request::count("--prompt-tokens", args.prompt_tokens.as_deref(), PROMPT_TOKENS)?;
     let given = request::bandwidth(args.bandwidth.as_deref())?;
@@ -43,22 +46,35 @@ pub(crate) fn run(args: ProfileArgs, console: &Console) -> Result<(), Failure> {
     }
     if let Some(path) = &args.html {
         let info = model.info();
-        let heading = format!("{}: a decode step on {} in {}", info.family, found.device, found.dtype);
+        let form = form(model.patch_report().as_ref());
+        let heading =
+            format!("{}: a decode step on {} in {}, {form}", info.family, found.device, found.dtype);
         output::write_file(path, found.report.html(&heading, &found.svg).as_bytes())?;
         console.note(&format!("wrote {}", path.display()));
     }
     if args.json {
         output::write_json(&found)
     } else {
-        output::write_stdout(describe(&found, steps, &bandwidth).as_bytes())
+        let form = form(model.patch_report().as_ref());
+        output::write_stdout(describe(&found, &form, steps, &bandwidth).as_bytes())
     }
 }
 
-fn describe(found: &ModelProfile, steps: usize, bandwidth: &Bandwidth) -> String {
+/// What ran: stock MLX, the engine, or some of each.
+fn form(report: Option<&PatchReport>) -> String {
+    match report {
+        Some(r) if r.native => format!("patched, all on the CPU engine with {} threads", r.threads),
+        Some(r) if r.threads > 0 => format!("patched, in part on the CPU engine with {} threads", r.threads),
+        _ => "stock".to_owned(),
+    }
+}
+
+fn describe(found: &ModelProfile, form: &str, steps: usize, bandwidth: &Bandwidth) -> String {
     let report = &found.report;
     let mut text = String::new();
     // Writing to a String cannot fail.
-    let _ = writeln!(text, "model      {} on {}, position {}", found.dtype, found.device, found.position);
+    let _ =
+        writeln!(text, "model      {} on {}, position {}, {form}", found.dtype, found.device, found.position);
     let _ = writeln!(text, "bandwidth  {}", bandwidth.words());
     let _ = writeln!(
         text,
