@@ -224,3 +224,21 @@ fn help_says_what_the_exit_codes_mean() {
     assert!(text.contains("5 a speed was above the roofline") && text.contains("compare"), "{text}");
     assert!(printed(&["--help"]).contains("the fidelity gate failed"));
 }
+
+#[test]
+fn bisect_finds_no_fault_with_the_default_preset() {
+    let text = printed(&["validate", MODEL, "--bisect", "-n", "4", "-q"]);
+    assert!(text.contains("all 25 fused ops keep their class"), "{text}");
+    for pattern in ["router", "moe_mlp", "attention_out", "lm_head"] {
+        assert!(text.lines().any(|l| l.starts_with(pattern)), "{text}");
+    }
+    let line = printed(&["validate", MODEL, "--bisect", "-n", "2", "--json", "--patterns", "short_conv"]);
+    let record: Value = serde_json::from_str(&line).expect("one JSON record");
+    assert_eq!(record["ops"].as_array().map(Vec::len), Some(4));
+    assert!(record["ops"][0]["error"].as_f64() < Some(5e-3) && record["ops"][0]["pattern"] == "short_conv");
+    assert!(
+        printed(&["validate", MODEL, "--bisect", "--preset", "none", "-n", "2"])
+            .contains("nothing was patched")
+    );
+    refused(&["validate", MODEL, "--bisect", "--patterns", "moe"], 2, &["moe_mlp"]);
+}

@@ -8,7 +8,7 @@ use zmlx_mlx::{Array, Dtype};
 use crate::cost::CostContext;
 use crate::error::{GraphError, Result};
 use crate::graph::{Graph, Value};
-use crate::native::{Plan, Region, Step, Tensors};
+use crate::native::{Cut, Plan, Region, Step, Tensors};
 use crate::op::Context;
 use crate::state::{SlotId, SlotValue, State};
 use crate::weights::{BoundWeight, TensorSpec, WeightId};
@@ -60,8 +60,21 @@ impl Executor {
     ) -> Result<Self> {
         graph.check()?;
         let reads = last_reads(&graph);
-        let stored: &mut Tensors<'_> = &mut stored;
-        let plan = Plan::new(&graph, &reads, stored)?;
+        let plan = Plan::new(&graph, &reads, &mut stored, Cut::Regions)?;
+        Self::with_plan(graph, plan, &mut converted, threads)
+    }
+
+    /// As [`Self::native`], but each fused node is a program of its own: slower, and the value of each can be seen. For
+    /// [`bisect`](crate::bisect::bisect).
+    pub fn separate(
+        graph: Arc<Graph>,
+        threads: usize,
+        mut stored: impl FnMut(&TensorSpec) -> Option<Array>,
+        mut converted: impl FnMut(&TensorSpec) -> Option<Array>,
+    ) -> Result<Self> {
+        graph.check()?;
+        let reads = last_reads(&graph);
+        let plan = Plan::new(&graph, &reads, &mut stored, Cut::Nodes)?;
         Self::with_plan(graph, plan, &mut converted, threads)
     }
 
@@ -208,9 +221,9 @@ impl Executor {
         for step in &self.plan.steps {
             let done = match step {
                 Step::Node(index) => {
-                    let made = self.run_node(*index, tokens, state, &values)?;
+                    let mut made = self.run_node(*index, tokens, state, &values)?;
                     let slot = self.graph.nodes[*index].op.slot().and_then(|s| state.slots.get(s.0));
-                    watch(Done::Node { outputs: &made, slot }).map_err(at(*index))?;
+                    watch(Done::Node { index: *index, outputs: &mut made, slot }).map_err(at(*index))?;
                     values[*index] = made.into_iter().map(Some).collect();
                     std::slice::from_ref(index)
                 }
@@ -226,8 +239,9 @@ impl Executor {
                     let mut runner = runner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     let value = |v: Value| values[v.node].get(v.output).cloned().flatten();
                     let made = region.run(&mut runner, &mut state.engine, &call, self.graph.output, value);
-                    let made = made.map_err(at(first))?;
-                    watch(Done::Region { region, runner: &mut runner }).map_err(at(first))?;
+                    let mut made = made.map_err(at(first))?;
+                    watch(Done::Region { region, runner: &mut runner, outputs: &mut made })
+                        .map_err(at(first))?;
                     for (value, array) in made {
                         let slot = &mut values[value.node];
                         slot.resize(slot.len().max(value.output + 1), None);
@@ -260,6 +274,11 @@ impl Executor {
         }
     }
 
+    /// What an op sees that runs on MLX.
+    pub(crate) fn context<'a>(&'a self, tokens: &'a Array, state: &'a mut State) -> Context<'a> {
+        Context { tokens, position: state.position, weights: &self.weights, slots: &mut state.slots }
+    }
+
     /// Runs one node on MLX.
     fn run_node(
         &self,
@@ -269,8 +288,7 @@ impl Executor {
         values: &Values,
     ) -> Result<Vec<Array>> {
         let node = &self.graph.nodes[index];
-        let position = state.position;
-        let mut context = Context { tokens, position, weights: &self.weights, slots: &mut state.slots };
+        let mut context = self.context(tokens, state);
         let mut inputs = Vec::with_capacity(node.inputs.len());
         for input in &node.inputs {
             let value = values.get(input.node).and_then(|v| v.get(input.output)).and_then(Option::as_ref);
@@ -305,12 +323,12 @@ impl Executor {
 /// The values of a call so far.
 type Values = Vec<Vec<Option<Array>>>;
 
-/// A step that is done.
+/// A step that is done. Outputs may be replaced before they are read.
 pub(crate) enum Done<'a> {
     /// A node on MLX: its outputs, and its state slot if it has one.
-    Node { outputs: &'a [Array], slot: Option<&'a SlotValue> },
-    /// A region on the engine.
-    Region { region: &'a Region, runner: &'a mut Runner },
+    Node { index: usize, outputs: &'a mut Vec<Array>, slot: Option<&'a SlotValue> },
+    /// A region on the engine: its values that are read outside.
+    Region { region: &'a Region, runner: &'a mut Runner, outputs: &'a mut Vec<(Value, Array)> },
 }
 
 fn last_reads(graph: &Graph) -> Vec<Vec<Value>> {

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bandwidth;
+pub mod bisect;
 pub mod builder;
 pub mod cost;
 mod error;

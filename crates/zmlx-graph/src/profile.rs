@@ -64,14 +64,14 @@ impl Executor {
         self.measure(true);
         let logits = self.walk(tokens, state, Wanted::All, &mut |done| {
             match done {
-                Done::Node { outputs, slot } => {
+                Done::Node { outputs, slot, .. } => {
                     let mut arrays: Vec<&Array> = outputs.iter().collect();
                     arrays.extend(slot.iter().flat_map(|s| s.arrays()));
                     zmlx_mlx::eval(&arrays)?;
                     seconds[next] = start.elapsed().as_secs_f64();
                     next += 1;
                 }
-                Done::Region { region, runner } => {
+                Done::Region { region, runner, .. } => {
                     // Each stage's share of the region's time, by the threads' time in it.
                     let spent = start.elapsed().as_secs_f64();
                     let times = runner.take_times();

@@ -2,9 +2,10 @@
 //!
 //! * [`validate`](validate()) runs stock and patched on the same prompts and compares tokens and logits. The
 //!   [gate](fidelity::Gate) is the verdict.
+//! * [`bisect`](bisect()) holds each fused op against what it replaces, and names the first that leaves its class.
 //! * [`bench`](bench()) times prefill and decode, the arms taken in turn, beside the read bandwidth measured in the same
 //!   run. A figure above that [roofline] is refused.
-//! * Both give a [`Capsule`]: one JSON record with a published schema, of which the [reports](report) are made and which
+//! * `validate` and `bench` give a [`Capsule`]: one JSON record with a published schema, of which the [reports](report) are made and which
 //!   [`compare`](compare()) sets against another.
 //!
 //! ```no_run
@@ -26,6 +27,7 @@
 mod arms;
 mod bandwidth;
 mod bench;
+mod bisect;
 pub mod capsule;
 mod compare;
 mod error;
@@ -44,6 +46,7 @@ mod validate;
 pub use arms::Arm;
 pub use bandwidth::{Probe, read_bandwidth};
 pub use bench::{BenchOptions, bench};
+pub use bisect::{BisectOptions, Bisection, OpRecord, bisect};
 pub use capsule::Capsule;
 pub use compare::{Comparison, Row, compare};
 pub use error::{CapsuleError, LabError};

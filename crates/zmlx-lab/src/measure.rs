@@ -23,7 +23,7 @@ use crate::stats::Spread;
 use crate::time::now;
 
 /// Prompt tokens in one step.
-const PREFILL_CHUNK: usize = 2048;
+pub(crate) const PREFILL_CHUNK: usize = 2048;
 
 /// Tokens that are generated, and not counted, after each change of arm.
 const WARM_UP_TOKENS: usize = 4;
@@ -169,7 +169,7 @@ impl Rate {
 }
 
 /// Greedy tokens after a prompt in a fresh state, past any end of sequence, so that the budget is the same for all.
-fn generate(
+pub(crate) fn generate(
     model: &Model,
     arm: Arm,
     name: &str,

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use zmlx_graph::pattern::{Backend, PatternReport, rewrite};
+use zmlx_graph::pattern::{Backend, PatternReport, Rewritten, rewrite};
 use zmlx_graph::weights::{Format, TensorSpec};
 use zmlx_graph::{Executor, Graph, State, Wanted};
 use zmlx_mlx::stream::{self, Device, Stream, with_stream};
@@ -160,6 +160,29 @@ impl Model {
         if !on {
             self.kept = None;
         }
+    }
+
+    /// What [`Self::patch`] would find with these options. No weights are read.
+    ///
+    /// # Errors
+    /// [`PatchError`] for options that mean nothing.
+    pub fn would_patch(&self, options: &PatchOptions) -> Result<Vec<PatternReport>, PatchError> {
+        Ok(self.weights().rewritten(&self.stock, options)?.0.patterns)
+    }
+
+    /// The patched graph twice, to [hold each fused op against what it replaces](zmlx_graph::bisect): on MLX, where it is
+    /// that, and on the engine, where each is a program of its own. The model stays as it is; the weights are in memory
+    /// three times.
+    ///
+    /// # Errors
+    /// As [`Self::patch`].
+    pub fn both_ways(&self, options: &PatchOptions) -> Result<(Executor, Executor), PatchError> {
+        let weights = self.weights();
+        let (rewritten, threads) = weights.rewritten(&self.stock, options)?;
+        let graph = Arc::new(rewritten.graph);
+        let reference = weights.stock(&graph, &mut |_| {})?;
+        let engine = with_stream(self.stream, || weights.native(graph, threads, true, &mut |_| {}))?;
+        Ok((reference, engine))
     }
 
     fn activate(&mut self, next: Form) {
@@ -331,13 +354,8 @@ impl Weights<'_> {
         Ok(Executor::new(Arc::clone(graph), |spec| arrays.remove(&spec.name))?)
     }
 
-    /// The patched graph with its weights; the stock graph if nothing is to be patched, or nothing matched.
-    fn patched(
-        &self,
-        graph: &Arc<Graph>,
-        options: &PatchOptions,
-        progress: &mut dyn FnMut(LoadProgress),
-    ) -> Result<Form, PatchError> {
+    /// The patched graph and the engine's threads.
+    fn rewritten(&self, graph: &Graph, options: &PatchOptions) -> Result<(Rewritten, usize), PatchError> {
         let backend = match (self.stream.device(), self.wanted) {
             (Device::Cpu, Some(Dtype::Float32)) => Backend::Cpu,
             (Device::Cpu, _) => Backend::Other("16-bit activations on the CPU (load with dtype f32)"),
@@ -345,19 +363,31 @@ impl Weights<'_> {
         };
         let choice = options.choose(backend)?;
         let threads = options.thread_count()?;
-        let rewritten = rewrite(graph, &choice)?;
+        Ok((rewrite(graph, &choice)?, threads))
+    }
+
+    /// The patched graph with its weights; the stock graph if nothing is to be patched, or nothing matched.
+    fn patched(
+        &self,
+        graph: &Arc<Graph>,
+        options: &PatchOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Form, PatchError> {
+        let (rewritten, threads) = self.rewritten(graph, options)?;
         let executor = if rewritten.patterns.iter().all(|p| p.matched == 0) {
             self.stock(graph, progress)?
         } else {
-            with_stream(self.stream, || self.native(rewritten.graph, threads, progress))?
+            with_stream(self.stream, || self.native(Arc::new(rewritten.graph), threads, false, progress))?
         };
         Ok(Form { executor, patch: Some((options.clone(), rewritten.patterns)) })
     }
 
+    /// `separate`: each fused node as a program of its own.
     fn native(
         &self,
-        graph: Graph,
+        graph: Arc<Graph>,
         threads: usize,
+        separate: bool,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Executor, PatchError> {
         // Two readers, since a tensor that both MLX and the engine need is read in two forms.
@@ -389,7 +419,10 @@ impl Weights<'_> {
             let array = if spec.float { array.astype(Dtype::Float32) } else { Ok(array) };
             array.map_err(|e| failure.borrow_mut().get_or_insert(e.into()).to_string()).ok()
         };
-        let executor = Executor::native(Arc::new(graph), threads, stored, converted);
+        let executor = match separate {
+            true => Executor::separate(graph, threads, stored, converted),
+            false => Executor::native(graph, threads, stored, converted),
+        };
         match (executor, failure.into_inner()) {
             (Err(_), Some(error)) => Err(error.into()),
             (executor, _) => Ok(executor?),

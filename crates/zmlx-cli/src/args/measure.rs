@@ -47,7 +47,7 @@ pub(crate) struct LabRunArgs {
 }
 
 const VALIDATE_EXIT: &str = "\
-Exit codes: 0 the gate passed; 4 it failed; 5 it passed, but a speed was above the roofline and is withheld.
+Exit codes: 0 the gate passed; 4 it failed (with --bisect: an op leaves its class); 5 it passed, but a speed was above the roofline and is withheld.
 How to read the report: docs/validation.md.";
 
 /// Arguments of `zmlx validate`.
@@ -63,6 +63,10 @@ pub(crate) struct ValidateArgs {
     /// Also hold both arms against an unpatched float32 model; the patched error must not exceed stock's
     #[arg(long, value_name = "DTYPE", value_enum)]
     pub(crate) reference: Option<ReferenceArg>,
+    /// Instead, hold each fused op against what it replaces, on stock's values, and name the first that leaves its class
+    /// [default with it: 32 tokens]
+    #[arg(long, conflicts_with_all = ["reference", "runs", "cooldown", "capsule"])]
+    pub(crate) bisect: bool,
     /// Amount of work.
     #[command(flatten)]
     pub(crate) run: LabRunArgs,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use zmlx_lab::{Arm, BenchOptions, Reference, ValidateOptions, prompts};
+use zmlx_lab::{Arm, BenchOptions, BisectOptions, Reference, ValidateOptions, prompts};
 use zmlx_models::LoadOptions;
 
 use super::{ModelSource, loading, model_source, number, patch_options};
@@ -33,6 +33,8 @@ pub(crate) struct ValidateRequest {
     pub(crate) target: Target,
     /// What to do.
     pub(crate) options: ValidateOptions,
+    /// This instead.
+    pub(crate) bisect: Option<BisectOptions>,
 }
 
 /// A checked `zmlx bench`.
@@ -62,7 +64,12 @@ impl TryFrom<ValidateArgs> for ValidateRequest {
             patch: patch_options(&args.patch)?,
             reference: args.reference.map(|ReferenceArg::F32| Reference::F32),
         };
-        Ok(Self { target: target(args.model, args.run)?, options })
+        let bisect = args.bisect.then(|| BisectOptions {
+            prompts: options.prompts.clone(),
+            max_tokens: amount.max_tokens.unwrap_or(BisectOptions::default().max_tokens),
+            patch: options.patch.clone(),
+        });
+        Ok(Self { target: target(args.model, args.run)?, options, bisect })
     }
 }
 
@@ -173,6 +180,8 @@ mod tests {
         assert_eq!(options.patch.patterns, Some(vec!["a".into(), "b".into()]));
         assert_eq!((options.patch.exclude, options.patch.threads), (vec!["c".into()], Some(2)));
         assert_eq!(options.reference, Some(Reference::F32));
+        let bisect = validate(&["--bisect", "--exclude", "c"]).expect("fine").bisect.expect("asked for");
+        assert_eq!((bisect.max_tokens, bisect.patch.exclude), (32, vec!["c".to_owned()]));
     }
 
     #[test]
@@ -202,6 +211,8 @@ mod tests {
             (&["bench", "report"], false),
             (&["bench", "./schema", "--runs", "3"], true),
             (&["validate", "--preset", "none", "--patterns", "a"], false),
+            (&["validate", "--bisect", "--runs", "3"], false),
+            (&["validate", "--bisect", "-n", "3"], true),
         ] {
             let line = ["zmlx"].iter().chain(typed);
             assert_eq!(Cli::try_parse_from(line).is_ok(), fine, "{typed:?}");

@@ -7,4 +7,4 @@ mod lower;
 mod region;
 
 pub use lower::{Form, Lowering, LoweringError, Tensors, Turn};
-pub(crate) use region::{Plan, Region, Step};
+pub(crate) use region::{Cut, Plan, Region, Step};

@@ -29,6 +29,15 @@ pub(crate) struct Region {
     outputs: Vec<(Value, Place)>,
 }
 
+/// Where programs end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Where a node follows that is not fused.
+    Regions,
+    /// After each node.
+    Nodes,
+}
+
 /// A graph cut into steps.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
@@ -47,6 +56,7 @@ impl Plan {
         graph: &Graph,
         last_reads: &[Vec<Value>],
         tensors: &mut Tensors<'_>,
+        cut: Cut,
     ) -> std::result::Result<Self, LoweringError> {
         let mut lowering = Lowering::new(graph, tensors);
         let mut steps = Vec::new();
@@ -59,7 +69,10 @@ impl Plan {
             }
             lowering.begin();
             let first = index;
-            while index < graph.nodes.len() && graph.nodes[index].op.fused().is_some() {
+            while index < graph.nodes.len()
+                && graph.nodes[index].op.fused().is_some()
+                && (index == first || cut == Cut::Regions)
+            {
                 lowering.node(index, &graph.nodes[index], &last_reads[index])?;
                 index += 1;
             }
