@@ -91,7 +91,8 @@ pub(crate) struct ModelArgs {
 /// Which fused ops run.
 #[derive(Debug, Default, Args)]
 pub(crate) struct PatchArgs {
-    /// Fused ops: default (the same greedy tokens), fast (bounded errors too) or none (stock MLX)
+    /// Fused ops: default (the same greedy tokens), fast (bounded errors too), none (stock MLX); generate and chat also
+    /// take smart (what lab smart-patch found)
     #[arg(long, value_name = "PRESET")]
     pub(crate) preset: Option<String>,
     /// Only these patterns, between commas
@@ -457,6 +458,28 @@ pub(crate) struct LabArgs {
 pub(crate) enum LabCommand {
     /// Write a model folder with random weights at the shapes of a published model, to measure speed with
     RandomModel(RandomModelArgs),
+    /// Measure which patterns pay for a model on this machine, and remember it for --preset smart
+    SmartPatch(SmartPatchArgs),
+}
+
+/// Arguments of `zmlx lab smart-patch`.
+#[derive(Debug, Args)]
+pub(crate) struct SmartPatchArgs {
+    /// Model folder, GGUF file, or a Hugging Face id such as org/name [default: the embedded model]
+    #[arg(value_name = "DIR|FILE|ID")]
+    pub(crate) model: Option<String>,
+    /// Rounds of each comparison, 3 to 1000 [default: 5]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) rounds: Option<String>,
+    /// Tokens to generate in each, 2 or more [default: 32]
+    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) max_tokens: Option<String>,
+    /// Patching: what there is to choose from.
+    #[command(flatten)]
+    pub(crate) patch: PatchArgs,
+    /// Print one JSON record on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Arguments of `zmlx lab random-model`.

@@ -67,6 +67,8 @@ impl Failure {
             | LabError::Prompts { .. }
             | LabError::TooLong { .. }
             | LabError::Patch(_)
+            | LabError::NotMeasured { .. }
+            | LabError::NoSpeed
             | LabError::Capsule(_) => Self::Usage(error.into()),
             _ => Self::Runtime(error.into()),
         }

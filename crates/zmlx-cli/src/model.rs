@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
-use zmlx_models::{LoadOptions, Model};
+use zmlx_models::{LoadOptions, Model, PatchOptions};
 
 use crate::failure::Failure;
 use crate::output::{Console, Unit};
-use crate::request::ModelSource;
+use crate::request::{ModelSource, Smart};
 
 /// The folder of a model; downloads what is missing for a Hugging Face id.
 pub(crate) fn locate(source: &ModelSource, console: &Console) -> Result<PathBuf, Failure> {
@@ -37,6 +37,22 @@ fn clear(bar: Option<(String, ProgressBar)>) {
     if let Some((_, bar)) = bar {
         bar.finish_and_clear();
     }
+}
+
+/// Finds and loads a model, patched with what was measured to pay for it if `smart` says so.
+pub(crate) fn open_smart(
+    source: &ModelSource,
+    options: &LoadOptions,
+    smart: Smart,
+    console: &Console,
+) -> Result<Model, Failure> {
+    let path = locate(source, console)?;
+    let mut options = options.clone();
+    if let (Smart::Remembered, Some(patch)) = (smart, &mut options.patch) {
+        let found = zmlx_lab::smart_choice(&path, patch.threads, None).map_err(Failure::lab)?;
+        *patch = PatchOptions { exclude: patch.exclude.clone(), ..found };
+    }
+    load(&path, &options, console)
 }
 
 /// Finds and loads a model.

@@ -10,7 +10,7 @@ use zmlx_models::{
     DeviceChoice, DtypeChoice, GenerateOptions, LoadOptions, PatchOptions, Preset, SamplerOptions,
 };
 
-use crate::args::{ChatArgs, DemoArgs, Device, Dtype, GenerateArgs, ModelArgs, PatchArgs, SamplingArgs};
+use crate::args::{ChatArgs, DemoArgs, Device, Dtype, GenerateArgs, PatchArgs, SamplingArgs};
 use crate::failure::Failure;
 
 pub(crate) use measure::{BenchRequest, ValidateRequest};
@@ -70,12 +70,23 @@ pub(crate) enum Format {
     Json,
 }
 
+/// Whether patterns are those that were measured to pay (`--preset smart`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Smart {
+    /// No: what the options say.
+    No,
+    /// What `zmlx lab smart-patch` remembered.
+    Remembered,
+}
+
 /// A checked `zmlx generate`.
 pub(crate) struct GenerateRequest {
     /// Which model.
     pub(crate) model: ModelSource,
     /// How to load it.
     pub(crate) load: LoadOptions,
+    /// Which patterns.
+    pub(crate) smart: Smart,
     /// What to continue.
     pub(crate) prompt: Prompt,
     /// System message.
@@ -96,6 +107,8 @@ pub(crate) struct ChatRequest {
     pub(crate) model: ModelSource,
     /// How to load it.
     pub(crate) load: LoadOptions,
+    /// Which patterns.
+    pub(crate) smart: Smart,
     /// System message.
     pub(crate) system: Option<String>,
     /// Sampling and stopping.
@@ -130,8 +143,10 @@ impl GenerateRequest {
         };
         let mut options = generate_options(args.sampling, MAX_TOKENS)?;
         options.ignore_eos = args.ignore_eos;
+        let (load, smart) = load_options(args.model.dtype, args.model.device, &args.model.patch)?;
         Ok(Self {
-            load: load_options(&args.model)?,
+            load,
+            smart,
             model: model_source(args.model.model)?,
             prompt,
             system: args.system,
@@ -147,8 +162,10 @@ impl TryFrom<ChatArgs> for ChatRequest {
     type Error = Failure;
 
     fn try_from(args: ChatArgs) -> Result<Self, Failure> {
+        let (load, smart) = load_options(args.model.dtype, args.model.device, &args.model.patch)?;
         Ok(Self {
-            load: load_options(&args.model)?,
+            load,
+            smart,
             model: model_source(args.model.model)?,
             system: args.system,
             options: generate_options(args.sampling, CHAT_MAX_TOKENS)?,
@@ -185,8 +202,16 @@ pub(crate) fn model_source(named: Option<String>) -> Result<ModelSource, Failure
     }
 }
 
-fn load_options(args: &ModelArgs) -> Result<LoadOptions, Failure> {
-    Ok(LoadOptions { patch: Some(patch_options(&args.patch)?), ..loading(args.dtype, args.device) })
+fn load_options(dtype: Dtype, device: Device, patch: &PatchArgs) -> Result<(LoadOptions, Smart), Failure> {
+    let asked = patch.preset.as_deref() == Some("smart");
+    let usual = PatchArgs {
+        preset: patch.preset.clone().filter(|_| !asked),
+        patterns: patch.patterns.clone(),
+        exclude: patch.exclude.clone(),
+        threads: patch.threads.clone(),
+    };
+    let load = LoadOptions { patch: Some(patch_options(&usual)?), ..loading(dtype, device) };
+    Ok((load, if asked { Smart::Remembered } else { Smart::No }))
 }
 
 /// How a model is loaded, unpatched.

@@ -242,3 +242,40 @@ fn bisect_finds_no_fault_with_the_default_preset() {
     );
     refused(&["validate", MODEL, "--bisect", "--patterns", "moe"], 2, &["moe_mlp"]);
 }
+
+#[test]
+fn patterns_that_pay_are_measured_and_remembered() {
+    let folder = Folder::new();
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_zmlx"));
+        command.args(args).env("ZMLX_CACHE_DIR", folder.path("cache")).env_remove("ZMLX_PATCH");
+        command.stdin(Stdio::null()).output().expect("zmlx starts")
+    };
+    let generate = ["generate", "-m", MODEL, "--preset", "smart", "--prompt-ids", "1,5", "-n", "4", "--json"];
+    let before = run(&generate);
+    assert_eq!(before.status.code(), Some(2), "{}", stderr(&before));
+    assert!(stderr(&before).contains("zmlx lab smart-patch"), "{}", stderr(&before));
+
+    let measured = run(&[
+        "lab",
+        "smart-patch",
+        MODEL,
+        "--rounds",
+        "3",
+        "-n",
+        "4",
+        "--patterns",
+        "router,moe_mlp",
+        "--json",
+    ]);
+    assert_eq!(measured.status.code(), Some(0), "{}", stderr(&measured));
+    let record: Value = serde_json::from_slice(&measured.stdout).expect("one JSON record");
+    let rows = record["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 2, "{record}");
+    assert_eq!((&rows[0]["name"], &rows[0]["needed_by"][0]), (&"router".into(), &"moe_mlp".into()));
+
+    let after = run(&generate);
+    assert_eq!(after.status.code(), Some(0), "{}", stderr(&after));
+    let record: Value = serde_json::from_slice(&after.stdout).expect("one JSON record");
+    assert_eq!(record["tokens"].as_array().map(Vec::len), Some(4));
+}

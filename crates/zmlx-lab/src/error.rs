@@ -70,6 +70,24 @@ pub enum LabError {
     /// A speed that cannot be.
     #[error(transparent)]
     AboveRoofline(#[from] AboveRoofline),
+    /// Nothing is remembered of which patterns pay for a model.
+    #[error(
+        "it was not measured which patterns pay for {} with these threads, on this machine and in this version: run zmlx lab smart-patch first",
+        path.display()
+    )]
+    NotMeasured {
+        /// The model.
+        path: PathBuf,
+    },
+    /// No pattern's effect could be measured on a sample.
+    #[error("the sample was decoded in no time at all: give more tokens to generate")]
+    NoSpeed,
+    /// What was measured could not be kept or found.
+    #[error(transparent)]
+    Store(#[from] zmlx_tune::StoreError),
+    /// There is no folder to keep it in.
+    #[error(transparent)]
+    NoCache(#[from] zmlx_mlx::locate::LocateError),
     /// A capsule is wrong.
     #[error(transparent)]
     Capsule(#[from] CapsuleError),

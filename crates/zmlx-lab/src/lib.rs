@@ -5,6 +5,7 @@
 //! * [`bisect`](bisect()) holds each fused op against what it replaces, and names the first that leaves its class.
 //! * [`bench`](bench()) times prefill and decode, the arms taken in turn, beside the read bandwidth measured in the same
 //!   run. A figure above that [roofline] is refused.
+//! * [`smart_patch`] measures which patterns pay on this machine, and remembers it.
 //! * `validate` and `bench` give a [`Capsule`]: one JSON record with a published schema, of which the [reports](report) are made and which
 //!   [`compare`](compare()) sets against another.
 //!
@@ -39,6 +40,7 @@ mod measure;
 pub mod prompts;
 pub mod report;
 pub mod roofline;
+mod smart;
 pub mod stats;
 mod time;
 mod validate;
@@ -53,4 +55,5 @@ pub use error::{CapsuleError, LabError};
 pub use hash::model_hash;
 pub use measure::{Progress, Subject};
 pub use prompts::Prompt;
+pub use smart::{SmartOptions, SmartReport, SmartRow, smart_choice, smart_patch};
 pub use validate::{Reference, ValidateOptions, Validated, validate};

@@ -60,7 +60,7 @@ struct Chat<'m> {
 pub(crate) fn run(args: ChatArgs, console: &Console) -> Result<(), Failure> {
     let request = ChatRequest::try_from(args)?;
     let interrupt = Interrupt::install(SecondPress::Ignored)?;
-    let model = model::open(&request.model, &request.load, console)?;
+    let model = model::open_smart(&request.model, &request.load, request.smart, console)?;
     let mut chat = Chat::new(&model, request)?;
     let interactive = io::stdin().is_terminal() && io::stdout().is_terminal();
     let mut lines = Lines::open(interactive)?;

@@ -25,7 +25,7 @@ pub(crate) fn run(args: GenerateArgs, console: &Console) -> Result<(), Failure> 
     if request.prompt == Prompt::Stdin {
         request.prompt = Prompt::Text(input::read_prompt(io::stdin().lock())?);
     }
-    let model = model::open(&request.model, &request.load, console)?;
+    let model = model::open_smart(&request.model, &request.load, request.smart, console)?;
     let prompt = prompt_ids(&model, &request)?;
     check_against_model(&model, &request, &prompt)?;
     let show = match request.format {

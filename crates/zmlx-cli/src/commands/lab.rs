@@ -3,19 +3,62 @@
 use std::fmt::Write;
 use std::time::Instant;
 
-use zmlx_models::Flow;
+use zmlx_lab::{SmartOptions, Subject, smart_patch};
 use zmlx_models::random::{MODELS, RandomError, RandomOptions, write_random_model};
+use zmlx_models::{Flow, LoadOptions};
 
-use crate::args::{LabArgs, LabCommand, RandomModelArgs};
+use crate::args::{LabArgs, LabCommand, RandomModelArgs, SmartPatchArgs};
 use crate::failure::Failure;
 use crate::interrupt::{Interrupt, SecondPress};
+use crate::model;
 use crate::output::{self, Console, Unit, bytes, count};
-use crate::request::number;
+use crate::request::{self, number};
 
 /// Runs the tool that was typed.
 pub(crate) fn run(args: &LabArgs, console: &Console) -> Result<(), Failure> {
     match &args.command {
         LabCommand::RandomModel(args) => random_model(args, console),
+        LabCommand::SmartPatch(args) => smart(args, console),
+    }
+}
+
+/// Pseudo-random tokens of the prompt that patterns are timed after.
+const SAMPLE_TOKENS: u32 = 16;
+
+fn smart(args: &SmartPatchArgs, console: &Console) -> Result<(), Failure> {
+    let source = request::model_source(args.model.clone())?;
+    let usual = SmartOptions::default();
+    let rounds = number("--rounds", args.rounds.as_deref(), "a whole number from 3 to 1000", |n| {
+        (3..=1000).contains(&n)
+    })?;
+    let max_tokens =
+        number("--max-tokens", args.max_tokens.as_deref(), "a whole number of 2 or more", |n| n >= 2)?;
+    let options = SmartOptions {
+        patch: request::patch_options(&args.patch)?,
+        rounds: rounds.unwrap_or(usual.rounds),
+        max_tokens: max_tokens.unwrap_or(usual.max_tokens),
+        directory: None,
+    };
+    let _interrupt = Interrupt::install(SecondPress::Exits)?;
+    let quiet = console.without_progress();
+    let console = if args.json { &quiet } else { console };
+    let path = model::locate(&source, console)?;
+    // With the patterns that come first, so that the weights are not read for stock alone.
+    let load = LoadOptions { patch: Some(options.patch.clone()), ..LoadOptions::default() };
+    let mut model = model::load(&path, &load, console)?;
+    let vocabulary = u32::try_from(model.vocab_size()).unwrap_or(u32::MAX).max(1);
+    let sample: Vec<u32> =
+        (0..SAMPLE_TOKENS).map(|i| i.wrapping_mul(2_654_435_761).rotate_right(7) % vocabulary).collect();
+    let name = super::validate::name_of(&source);
+    let mut subject = Subject { path: &path, name: &name, load: &load, model: &mut model };
+    let found = smart_patch(&mut subject, &sample, &options, &mut |p| super::validate::tell(&p, console));
+    let found = found.map_err(Failure::lab)?;
+    if let Some(file) = &found.file {
+        console.note(&format!("remembered in {}: --preset smart takes it", file.display()));
+    }
+    match args.json {
+        true => output::write_json(&found),
+        false => output::write_stdout(format!("{found}\n").as_bytes()),
     }
 }
 
