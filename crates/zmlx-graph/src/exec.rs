@@ -8,7 +8,7 @@ use zmlx_mlx::{Array, Dtype};
 use crate::cost::CostContext;
 use crate::error::{GraphError, Result};
 use crate::graph::{Graph, Value};
-use crate::native::{Cut, Plan, Region, Step, Tensors};
+use crate::native::{Cut, Plan, Region, Step};
 use crate::op::Context;
 use crate::state::{SlotId, SlotValue, State};
 use crate::weights::{BoundWeight, TensorSpec, WeightId};
@@ -69,7 +69,7 @@ impl Executor {
     pub fn separate(
         graph: Arc<Graph>,
         threads: usize,
-        mut stored: impl FnMut(&TensorSpec) -> Option<Array>,
+        mut stored: impl FnMut(&TensorSpec, &mut Vec<u8>) -> Option<Dtype>,
         mut converted: impl FnMut(&TensorSpec) -> Option<Array>,
     ) -> Result<Self> {
         graph.check()?;

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use zmlx_graph::native::write_bytes;
 use zmlx_graph::pattern::{Backend, PatternReport, Rewritten, rewrite};
 use zmlx_graph::weights::{Format, TensorSpec};
 use zmlx_graph::{Executor, Graph, State, Wanted};
@@ -486,10 +487,7 @@ fn read_bytes(
         return Ok(dtype);
     }
     let array = read_tensor(built, spec, files)?;
-    let bytes = zmlx_mlx::ops::contiguous(&zmlx_mlx::ops::contiguous(&array)?.view(Dtype::Uint8)?)?;
-    buffer.clear();
-    buffer.extend_from_slice(bytes.as_slice::<u8>()?);
-    Ok(array.dtype())
+    Ok(write_bytes(&array, buffer)?)
 }
 
 fn read_tensor(built: &Built, spec: &TensorSpec, files: &mut Reader<'_>) -> Result<Array, LoadError> {

@@ -14,6 +14,9 @@ use crate::interrupt::{Interrupt, SecondPress};
 use crate::output::{self, Console, bytes, count, grouped};
 use crate::{model, request};
 
+/// A line of the table: what is counted, and how it is written.
+type Count = (&'static str, fn(&Work) -> String);
+
 /// Counts, and prints the tables.
 pub(crate) fn run(args: PlanArgs, console: &Console) -> Result<(), Failure> {
     let source = request::model_source(args.model)?;
@@ -166,7 +169,7 @@ impl Plan<'_> {
         let stock = nodes(self.as_stored);
         row(&mut text, "nodes", [stock.clone(), stock, nodes(self.patched.cost)]);
         let works = [&self.as_stored.total, self.held_in_f32, &self.patched.cost.total];
-        let counts: [(&str, fn(&Work) -> String); 6] = [
+        let counts: [Count; 6] = [
             ("launches", |w| grouped(w.launches)),
             ("weights", |w| bytes(w.weight_bytes)),
             ("state read", |w| bytes(w.state_read)),

@@ -2,6 +2,8 @@
 //!
 //! Every function needs `avx2`, `fma` and `f16c`, and the lengths its slices' names say; callers check both.
 
+#![allow(clippy::needless_range_loop)] // registers are indexed: iterators hide which stay registers
+
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 

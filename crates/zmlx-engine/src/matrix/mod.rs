@@ -105,6 +105,23 @@ pub enum Data<B = Bytes> {
     },
 }
 
+impl Data {
+    /// The same, borrowed.
+    pub fn as_slices(&self) -> Data<&[u8]> {
+        match self {
+            Self::Dense { elements, float } => Data::Dense { elements, float: *float },
+            Self::Quantized { codes, scales, biases, coding, scale, group } => Data::Quantized {
+                codes,
+                scales,
+                biases: biases.as_deref(),
+                coding: *coding,
+                scale: *scale,
+                group: *group,
+            },
+        }
+    }
+}
+
 /// A stack of `experts` matrices `[rows, columns]` (a plain matrix is a stack of one), multiplied as `x @ w.T`.
 #[derive(Debug, Clone)]
 pub struct Matrix {

@@ -6,6 +6,8 @@
 //! apply eight at a time. Activations are two bytes each, `256 * high + low`, both signed: a multiplication of bytes takes
 //! 32 codes at once, and the codes need no widening.
 
+#![allow(clippy::needless_range_loop)] // registers are indexed: iterators hide which stay registers
+
 use std::arch::x86_64::*;
 
 use super::ScaleFormat;

@@ -411,3 +411,15 @@ fn data<'b>(format: &Format, mut parts: impl Iterator<Item = (&'b [u8], Dtype)>)
     let biases = parts.next().map(|(bytes, _)| bytes);
     Some(Data::Quantized { codes: first, scales, biases, coding, scale, group: q.group_size as usize })
 }
+
+/// Writes an array's bytes into a buffer, and says what they are: how [`Tensors`] are made of arrays.
+///
+/// # Errors
+/// Those of MLX, when it computes the array.
+pub fn write_bytes(array: &Array, buffer: &mut Vec<u8>) -> zmlx_mlx::Result<Dtype> {
+    let dense = zmlx_mlx::ops::contiguous(array)?;
+    let bytes = zmlx_mlx::ops::contiguous(&dense.reshape(&[-1])?.view(Dtype::Uint8)?)?;
+    buffer.clear();
+    buffer.extend_from_slice(bytes.as_slice::<u8>()?);
+    Ok(array.dtype())
+}

@@ -6,5 +6,5 @@
 mod lower;
 mod region;
 
-pub use lower::{Form, Lowering, LoweringError, Tensors, Turn};
+pub use lower::{Form, Lowering, LoweringError, Tensors, Turn, write_bytes};
 pub(crate) use region::{Cut, Plan, Region, Step};

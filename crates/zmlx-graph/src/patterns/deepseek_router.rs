@@ -56,10 +56,8 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     if k < 1 || k as usize > experts {
         return Err(format!("{k} of {experts} experts"));
     }
-    let groups = match m.op::<MaskGroups>("masked") {
-        Some(&MaskGroups { groups, keep }) => Some(Groups { count: groups as usize, keep: keep as usize }),
-        None => None,
-    };
+    let groups = m.op::<MaskGroups>("masked");
+    let groups = groups.map(|m| Groups { count: m.groups as usize, keep: m.keep as usize });
     let bias = Some(m.need::<AddWeight>("ranked")?.weight);
     Ok(Arc::new(Fused {
         input: m.rows("x")?,

@@ -60,7 +60,7 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
         let linear = m.need::<Linear>(&name(0))?.clone();
         let heads = m.need::<SplitHeads>(&name(1))?.heads.max(1) as usize;
         let (rows, _) = m.matrix(linear.weight)?;
-        if rows % heads != 0 || (rows / heads) % 8 != 0 {
+        if !rows.is_multiple_of(heads) || !(rows / heads).is_multiple_of(8) {
             return Err(format!("{heads} heads in {rows} rows: heads of a multiple of 8 are supported"));
         }
         let turned = if letter == "v" { name(2) } else { name(3) };
