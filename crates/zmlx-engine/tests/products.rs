@@ -92,6 +92,23 @@ fn data(kind: Kind, elements: usize, noise: &mut Noise) -> Data {
     }
 }
 
+/// The matrix with its rows as they are stored, and in the order that products like.
+fn matrices(data: Data, experts: usize, rows: usize, columns: usize) -> [Matrix; 2] {
+    let borrowed = match &data {
+        Data::Dense { elements, float } => Data::Dense { elements: &**elements, float: *float },
+        Data::Quantized { codes, scales, biases, coding, scale, group } => Data::Quantized {
+            codes: &**codes,
+            scales: &**scales,
+            biases: biases.as_deref(),
+            coding: *coding,
+            scale: *scale,
+            group: *group,
+        },
+    };
+    let copied = Matrix::copied(&borrowed, experts, rows, columns).unwrap();
+    [Matrix::new(data, experts, rows, columns).unwrap(), copied]
+}
+
 /// A width of a kind: odd multiples of its group, so that no vector loop comes out even.
 fn widths(kind: Kind) -> [usize; 2] {
     match kind {
@@ -228,7 +245,7 @@ fn long_rows_do_not_overflow_what_sums_integers() {
             let x: Vec<Vec<f32>> = (0..4).map(|t| vec![sign * 1.5 * (t + 1) as f32; width]).collect();
             for m in [plain.clone(), arranged.clone()] {
                 for count in [1, 2, 4] {
-                    check(&m, 0, 0..rows, &x, Tokens::Run(0, count), kind);
+                    check(m, 0, 0..rows, &x, Tokens::Run(0, count), kind);
                 }
             }
         }

@@ -63,8 +63,13 @@ pub struct Both {
 impl Both {
     pub fn new(stock: &Graph, fused: Graph, tensors: &Tensors) -> Self {
         let stock = Executor::new(Arc::new(stock.clone()), |s| tensors.converted(s)).unwrap();
-        let fused =
-            Executor::native(Arc::new(fused), 2, |s| tensors.stored(s), |s| tensors.converted(s)).unwrap();
+        let fused = Executor::native(
+            Arc::new(fused),
+            2,
+            |spec, bytes| tensors.write(spec, bytes),
+            |spec| tensors.converted(spec),
+        );
+        let fused = fused.unwrap();
         Self { stock, fused, states: None }
     }
 

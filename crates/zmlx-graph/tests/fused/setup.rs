@@ -90,6 +90,15 @@ impl Tensors {
         self.stored.get(&spec.name).cloned()
     }
 
+    /// The bytes of a tensor as it is stored, and its dtype.
+    pub fn write(&self, spec: &TensorSpec, bytes: &mut Vec<u8>) -> Option<Dtype> {
+        let array = self.stored(spec)?;
+        let view = ops::contiguous(&array.view(Dtype::Uint8).ok()?).ok()?;
+        bytes.clear();
+        bytes.extend_from_slice(view.as_slice::<u8>().ok()?);
+        Some(array.dtype())
+    }
+
     pub fn converted(&self, spec: &TensorSpec) -> Option<Array> {
         let array = self.stored(spec)?;
         if spec.float { array.astype(Dtype::Float32).ok() } else { Some(array) }
