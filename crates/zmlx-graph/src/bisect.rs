@@ -42,6 +42,9 @@ impl OpError {
     }
 }
 
+/// The ops that choose experts by the scores that are their first input.
+const CHOOSE: [&str; 2] = ["top_k_indices", "top_k_of_negated"];
+
 /// The largest error that one op of that class may have, relative to the root of its reference's mean square.
 ///
 /// A token-identical op rounds its activations to 16 bits with a scale a group and sums in another order: that
@@ -98,7 +101,7 @@ pub fn bisect(reference: &Executor, engine: &Executor, calls: &[Array]) -> Resul
                     let scores = |node: usize| -> zmlx_mlx::Result<Option<Array>> {
                         let value = |v: &Value| stock[v.node][v.output].clone();
                         let inputs: Vec<Array> = graph.nodes[node].inputs.iter().map(value).collect();
-                        reference.inner_input(node, "top_k_indices", tokens, position, &inputs)
+                        reference.inner_input(node, &CHOOSE, tokens, position, &inputs)
                     };
                     for (output, error) in differences(outputs, &stock, &scores)? {
                         let of_node = errors.iter_mut().find(|e| e.node == output.node);
@@ -228,12 +231,12 @@ impl Choice {
 }
 
 impl Executor {
-    /// What the first node named `op` in a fused node's reference is given as its first input, when the fused node gets
+    /// What the first node named one of `ops` in a fused node's reference is given as its first input, when the fused node gets
     /// `inputs`; none if there is no such node.
     fn inner_input(
         &self,
         index: usize,
-        op: &str,
+        ops: &[&str],
         tokens: &Array,
         position: i32,
         inputs: &[Array],
@@ -244,7 +247,7 @@ impl Executor {
         let mut context = self.context(tokens, &mut state);
         let mut seen = None;
         let run = fused.reference.fold(inputs, |node, given| {
-            if node.op.name() == op && seen.is_none() {
+            if ops.contains(&node.op.name()) && seen.is_none() {
                 seen = given.first().cloned();
             }
             node.op.run(&mut context, &given.iter().collect::<Vec<_>>())

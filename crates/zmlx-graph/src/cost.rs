@@ -216,7 +216,8 @@ impl Graph {
         let on_engine: HashSet<WeightId> = fused.flat_map(|n| n.op.weights()).collect();
         let mut bytes = self.weight_bytes(Dtype::Float32);
         for (index, weight) in self.weights.iter().enumerate() {
-            let matrix = weight.shape.len() == 2 || weight.experts.is_some();
+            // A convolution's kernel `[channels, taps, 1]` is a vector to the engine.
+            let matrix = weight.shape.len() > 1 && weight.shape.last() != Some(&1);
             if matrix && on_engine.contains(&WeightId(index)) {
                 bytes[index] = stored.get(index).copied().unwrap_or(0);
             }

@@ -97,7 +97,7 @@ fn experts(
     weights: zmlx_graph::Value,
 ) -> zmlx_graph::Value {
     let [rows, expert, order] = b.node_n(path, ExpertSort, &[x, indices]);
-    let mut linear = |b: &mut Builder<'_>, name: &str, rows, out, input| {
+    let linear = |b: &mut Builder<'_>, name: &str, rows, out, input| {
         let weight = b.matrix(&format!("{path}.{name}"), &[EXPERTS, out, input]);
         b.node(path, ExpertLinear { weight }, &[rows, expert])
     };
@@ -129,6 +129,13 @@ fn tensor(spec: &TensorSpec) -> Option<Array> {
     made.and_then(|a| a.contiguous()).ok()
 }
 
+/// The same as bytes.
+fn stored(spec: &TensorSpec, bytes: &mut Vec<u8>) -> Option<Dtype> {
+    let array = tensor(spec)?;
+    *bytes = array.view(Dtype::Uint8).and_then(|a| a.contiguous()).and_then(|a| a.to_vec::<u8>()).ok()?;
+    Some(array.dtype())
+}
+
 /// A prompt of 9, then single tokens; the errors of all fused ops.
 fn errors(extra: Option<&'static Pattern>) -> Vec<OpError> {
     let all = patterns::ALL.iter().copied();
@@ -137,7 +144,7 @@ fn errors(extra: Option<&'static Pattern>) -> Vec<OpError> {
     let graph = Arc::new(rewrite(&graph(), &choice).unwrap().graph);
     assert!(graph.nodes.iter().all(|n| n.op.fused().is_some()), "{graph}");
     let reference = Executor::new(Arc::clone(&graph), tensor).unwrap();
-    let engine = Executor::separate(graph, 2, tensor, tensor).unwrap();
+    let engine = Executor::separate(graph, 2, stored, tensor).unwrap();
     let call = |ids: &[u32]| Array::from_slice(ids, &[1, ids.len() as i32]).unwrap();
     let mut calls = vec![call(&[5, 3, 77, 1, 1, 100, 42, 9, 12])];
     calls.extend([3u32, 90, 17].map(|id| call(&[id])));
