@@ -195,9 +195,8 @@ fn products_of_every_coding_are_as_exact_as_their_activations() {
             // 24 rows make panels where there are any; 21 do not.
             for rows in [24, 21] {
                 let experts = 3;
-                let data = data(kind, experts * rows * width, &mut noise);
-                let arranged = Matrix::copied(&data.as_slices(), experts, rows, width).unwrap();
-                let plain = Matrix::new(data, experts, rows, width).unwrap();
+                let [plain, arranged] =
+                    matrices(data(kind, experts * rows * width, &mut noise), experts, rows, width);
                 let x = activations(40, width, &mut noise);
                 for m in [&plain, &arranged] {
                     let (mut a, mut b) = (vec![0.0; width], vec![0.0; width]);
@@ -239,11 +238,10 @@ fn long_rows_do_not_overflow_what_sums_integers() {
         let Data::Quantized { codes, coding, .. } = &mut made else { unreachable!() };
         let all = if *coding == Coding::E2m1 { 0x77 } else { 0xff };
         *codes = bytes(&vec![all; codes.len()]);
-        let arranged = Matrix::copied(&made.as_slices(), 1, rows, width).unwrap();
-        let plain = Matrix::new(made, 1, rows, width).unwrap();
+        let both = matrices(made, 1, rows, width);
         for sign in [1.0, -1.0] {
             let x: Vec<Vec<f32>> = (0..4).map(|t| vec![sign * 1.5 * (t + 1) as f32; width]).collect();
-            for m in [plain.clone(), arranged.clone()] {
+            for m in &both {
                 for count in [1, 2, 4] {
                     check(m, 0, 0..rows, &x, Tokens::Run(0, count), kind);
                 }
@@ -270,7 +268,8 @@ fn identity(coding: Coding, group: usize, width: usize) -> Matrix {
         scale: ScaleFormat::F32,
         group,
     };
-    Matrix::copied(&data.as_slices(), 1, width, width).unwrap()
+    let [_, arranged] = matrices(data, 1, width, width);
+    arranged
 }
 
 fn through(m: &Matrix, x: &[f32]) -> Vec<f32> {
