@@ -128,6 +128,7 @@ unsafe fn scores_avx2(q: &[f32], k: &[f32], scale: f32, out: &mut [f32]) {
 /// `out = sum of p[j] * v[j]` over the rows of `v`, each as wide as `out`.
 pub(crate) fn weighted_sum(p: &[f32], v: &[f32], out: &mut [f32]) {
     let d = out.len();
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
     let mut start = 0;
     #[cfg(target_arch = "x86_64")]
     if crate::matrix::has_avx2() && v.len() == d * p.len() {

@@ -38,6 +38,8 @@ pub struct Activations {
 
 /// Rows of activations in one layout.
 #[derive(Debug, Clone, Copy)]
+// Bytes are for matrices in panels, which only some processors have.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub struct Rows<'a> {
     pub(crate) columns: usize,
     /// Groups a row, rounded up to a multiple of 8.

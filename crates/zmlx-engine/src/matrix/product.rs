@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Coding, Data, Float, Layout, Matrix, Rows, ScaleFormat, Stored, decode, dense, portable};
+use super::{Data, Float, Layout, Matrix, Rows, ScaleFormat, Stored, decode, dense, portable};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, panel};
+use super::{Coding, avx2, panel};
 
 /// Whether AVX2, FMA and half-precision conversions are there and not ruled out by `ZMLX_SIMD`.
 pub(crate) fn has_avx2() -> bool {
@@ -65,6 +65,7 @@ pub struct Scratch {
 }
 
 /// From this many tokens on, rows are unpacked once for all of them.
+#[cfg(target_arch = "x86_64")]
 const UNPACK_FROM: usize = 3;
 
 /// Rows that are unpacked together: their integers should stay in the second-level cache.
