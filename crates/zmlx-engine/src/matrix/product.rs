@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Data, Float, Layout, Matrix, Rows, ScaleFormat, Stored, decode, dense, portable};
 #[cfg(target_arch = "x86_64")]
 use super::{Coding, avx2, panel};
+use super::{Data, Float, Layout, Matrix, Rows, ScaleFormat, Stored, decode, dense, portable};
 
 /// Whether AVX2, FMA and half-precision conversions are there and not ruled out by `ZMLX_SIMD`.
 pub(crate) fn has_avx2() -> bool {

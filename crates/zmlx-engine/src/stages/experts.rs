@@ -25,7 +25,7 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// Floats a token that the lists need, at [`GROUP_FROM`] tokens or more.
+    /// Floats a token that the lists need, when tokens are grouped by expert.
     pub fn list_width(&self) -> usize {
         self.k + (self.experts + 1).div_ceil(GROUP_FROM)
     }
