@@ -20,6 +20,7 @@ use crate::memory::{Bytes, OutOfMemory};
 pub(crate) use dense::dot_f32;
 pub(crate) use pack::Raw;
 pub use pack::{Activations, Layout, Rows};
+#[cfg(target_arch = "x86_64")]
 pub(crate) use product::has_avx2;
 pub use product::{Scratch, Tokens};
 
