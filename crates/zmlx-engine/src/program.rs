@@ -13,7 +13,7 @@ use crate::team::{Job, Team};
 pub struct Buffer(pub usize);
 
 /// From this many rows on, activations are packed once for all threads and not by each.
-const SHARE_FROM: usize = 3;
+pub const SHARE_FROM: usize = 3;
 
 /// One step of a program. A fused op is one or a few.
 pub trait Stage: Send + Sync + std::fmt::Debug {

@@ -160,7 +160,7 @@ impl Plan<'_> {
         }
         let row = |text: &mut String, name: &str, cells: [String; 3]| {
             let [stored, held, patched] = cells;
-            let line = format!("{name:<12} {stored:>14} {held:>18} {patched:>14}");
+            let line = format!("{name:<13} {stored:>14} {held:>18} {patched:>14}");
             let _ = writeln!(text, "{}", line.trim_end());
         };
         text.push('\n');

@@ -1,7 +1,7 @@
 //! Where a product's activations come from: rows of a buffer, perhaps normalised, packed in the matrix's layout.
 
 use crate::matrix::{Layout, Matrix, Rows};
-use crate::program::{Buffer, Frame, Local, Stage};
+use crate::program::{Buffer, Frame, Local, SHARE_FROM, Stage};
 use crate::vector;
 
 /// RMS norm over a row.
@@ -97,7 +97,7 @@ impl Stage for Pack {
     }
 
     fn in_decode(&self) -> bool {
-        false
+        self.0.per_token >= SHARE_FROM
     }
 
     fn chunks(&self, frame: &Frame<'_>) -> usize {

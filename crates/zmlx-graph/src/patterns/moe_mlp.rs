@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use zmlx_engine::program::SHARE_FROM;
 use zmlx_engine::stages::{Activation, Choice, Combine, ExpertsDown, ExpertsUp, Group, Source};
 
 use super::{NormOf, activation, alike, residual, source};
@@ -76,7 +77,8 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
 
 impl Body for Fused {
     fn launches(&self) -> u64 {
-        2
+        // The rows of many choices are packed once for all threads.
+        2 + u64::from(self.k >= SHARE_FROM)
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {

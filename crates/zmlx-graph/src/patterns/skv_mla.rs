@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use zmlx_engine::program::SHARE_FROM;
 use zmlx_engine::stages::{HeadProducts, LatentAttend, Linear as LinearStage, Source};
 
 use super::residual;
@@ -31,6 +32,7 @@ pub static PATTERN: Pattern = Pattern {
 
 #[derive(Debug)]
 struct Fused {
+    heads: usize,
     inputs: [usize; 3],
     attention: MlaAttention,
     rope_width: usize,
@@ -49,12 +51,14 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     m.matrix(linear.weight)?;
     let inputs = [m.input("q")?, m.input("pe")?, m.input("latents")?];
     let residual = m.residual("h", "o", "r")?;
-    Ok(Arc::new(Fused { inputs, attention, rope_width: rope_width as usize, linear, residual }))
+    let heads = m.weight(attention.embed)?.shape.first().map_or(0, |h| *h as usize);
+    Ok(Arc::new(Fused { inputs, attention, heads, rope_width: rope_width as usize, linear, residual }))
 }
 
 impl Body for Fused {
     fn launches(&self) -> u64 {
-        4
+        // The rows of many heads are packed once for all threads, before either product.
+        if self.heads >= SHARE_FROM { 6 } else { 4 }
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
