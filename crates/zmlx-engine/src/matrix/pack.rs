@@ -61,6 +61,7 @@ impl Activations {
             Layout::Floats => grow(&mut self.floats, rows * columns),
             Layout::Integers(_) => grow(&mut self.values, rows * columns),
             Layout::Bytes(_) => {
+                grow(&mut self.values, rows * columns);
                 grow(&mut self.high, rows * columns);
                 grow(&mut self.low, rows * columns);
             }
@@ -162,7 +163,11 @@ impl Raw {
             sums[columns / group..].fill(0.0);
             #[cfg(target_arch = "x86_64")]
             if let Layout::Bytes(_) = layout {
-                let bytes = (row_mut(self.high, row, columns), row_mut(self.low, row, columns));
+                let bytes = (
+                    row_mut(self.values, row, columns),
+                    row_mut(self.high, row, columns),
+                    row_mut(self.low, row, columns),
+                );
                 // Matrices ask for bytes where AVX2 is there, in groups of 32 or more.
                 panel::pack_row(x, group, bytes, scales, sums);
                 return;

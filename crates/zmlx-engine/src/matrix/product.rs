@@ -349,56 +349,56 @@ fn in_panels(
         let t = tokens.row(t);
         let range = t * x.columns..(t + 1) * x.columns;
         panel::X {
+            pairs: x.values[range.clone()].as_ptr(),
             high: x.high[range.clone()].as_ptr(),
             low: x.low[range].as_ptr(),
             scales: x.scales[t * x.padded..][..x.padded].as_ptr(),
             sums: x.sums[t * x.padded..][..x.padded].as_ptr(),
         }
     };
-    for t in (0..tokens.len()).step_by(2) {
-        let some = (tokens.len() - t).min(2);
-        let mut p = 0;
-        while p < panels {
+    // Four tokens' activations stay in the first-level cache while the panels pass by.
+    for t in (0..tokens.len()).step_by(4) {
+        let some = (tokens.len() - t).min(4);
+        for p in 0..panels {
+            let from = m.panel(first + p).as_ptr();
+            let mut store = |j: usize, y: &[f32; panel::ROWS]| {
+                out[(t + j) * stride + p * panel::ROWS..][..panel::ROWS].copy_from_slice(y);
+            };
             // SAFETY: panels are made where AVX2 is there, and are as long as activations are wide.
             unsafe {
                 macro_rules! run {
-                    ($panels:literal, $tokens:literal, $group:literal, $format:expr) => {{
-                        let from: [*const u8; $panels] =
-                            std::array::from_fn(|k| m.panel(first + p + k).as_ptr());
+                    (1, $group:literal, $format:expr) => {
+                        store(0, &panel::product::<$group, { $format }>(from, row(t), m.groups))
+                    };
+                    ($tokens:literal, $group:literal, $format:expr) => {{
                         let x: [panel::X; $tokens] = std::array::from_fn(|j| row(t + j));
-                        let y = panel::product::<$panels, $tokens, $group, { $format }>(from, x, m.groups);
-                        for (k, y) in y.iter().enumerate() {
-                            for (j, y) in y.iter().enumerate() {
-                                out[(t + j) * stride + (p + k) * panel::ROWS..][..panel::ROWS]
-                                    .copy_from_slice(y);
-                            }
-                        }
-                        p += $panels;
+                        let y = panel::products::<$tokens, $group, { $format }>(from, x, m.groups);
+                        y.iter().enumerate().for_each(|(j, y)| store(j, y));
                     }};
                 }
                 macro_rules! by_group {
-                    ($panels:literal, $tokens:literal, $format:expr) => {
+                    ($tokens:tt, $format:expr) => {
                         match m.group {
-                            32 => run!($panels, $tokens, 32, $format),
-                            64 => run!($panels, $tokens, 64, $format),
-                            _ => run!($panels, $tokens, 128, $format),
+                            32 => run!($tokens, 32, $format),
+                            64 => run!($tokens, 64, $format),
+                            _ => run!($tokens, 128, $format),
                         }
                     };
                 }
                 macro_rules! by_format {
-                    ($panels:literal, $tokens:literal) => {
+                    ($tokens:tt) => {
                         match m.scale {
-                            ScaleFormat::Bf16 => by_group!($panels, $tokens, avx2::BF16),
-                            ScaleFormat::F16 => by_group!($panels, $tokens, avx2::F16),
-                            _ => by_group!($panels, $tokens, avx2::F32),
+                            ScaleFormat::Bf16 => by_group!($tokens, avx2::BF16),
+                            ScaleFormat::F16 => by_group!($tokens, avx2::F16),
+                            _ => by_group!($tokens, avx2::F32),
                         }
                     };
                 }
-                match (panels - p, some) {
-                    (1, 1) => by_format!(1, 1),
-                    (_, 1) => by_format!(1, 1),
-                    (1, _) => by_format!(1, 2),
-                    _ => by_format!(2, 2),
+                match some {
+                    1 => by_format!(1),
+                    2 => by_format!(2),
+                    3 => by_format!(3),
+                    _ => by_format!(4),
                 }
             }
         }
