@@ -119,7 +119,7 @@ fn configurations_that_cannot_be() {
     let cases: [(&str, Edit, &[&str]); 22] = [
         (
             "llama-q4",
-            |c| c["rope_scaling"] = json!({ "rope_type": "yarn", "factor": 4 }),
+            |c| c["rope_scaling"] = json!({ "rope_type": "dynamic", "factor": 4 }),
             &["rope_scaling", "llama3"],
         ),
         ("llama-q4", |c| c["rope_scaling"] = json!({ "type": 3 }), &["rope_scaling"]),

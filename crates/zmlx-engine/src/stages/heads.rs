@@ -16,6 +16,8 @@ pub struct Rope {
     half: usize,
     /// Neighbours are pairs, not halves.
     traditional: bool,
+    /// Multiplies what is turned, first.
+    magnitude: f32,
     angles: Box<Angles>,
     table: RwLock<Vec<f32>>,
 }
@@ -32,7 +34,12 @@ const TABLE_STEP: usize = 256;
 impl Rope {
     /// A rotary embedding of `half` pairs: neighbours if `traditional`, else the first half with the second.
     pub fn new(half: usize, traditional: bool, angles: Box<Angles>) -> Self {
-        Self { half, traditional, angles, table: RwLock::default() }
+        Self { half, traditional, magnitude: 1.0, angles, table: RwLock::default() }
+    }
+
+    /// The same, which multiplies what it turns by `magnitude` first (YaRN).
+    pub fn magnified(self, magnitude: f32) -> Self {
+        Self { magnitude, ..self }
     }
 
     /// Makes the table reach that many positions.
@@ -49,6 +56,9 @@ impl Rope {
     pub(super) fn turn(&self, position: usize, head: &mut [f32]) {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let (cos, sin) = table[2 * self.half * position..][..2 * self.half].split_at(self.half);
+        if self.magnitude != 1.0 {
+            head[..2 * self.half].iter_mut().for_each(|x| *x *= self.magnitude);
+        }
         if self.traditional {
             for ((pair, c), s) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
                 (pair[0], pair[1]) = (pair[0] * c - pair[1] * s, pair[0] * s + pair[1] * c);

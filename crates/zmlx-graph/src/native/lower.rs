@@ -345,6 +345,8 @@ pub struct Turn {
     pub scale: f32,
     /// The frequencies, as MLX takes them.
     pub frequencies: Option<Vec<f32>>,
+    /// Multiplies what is turned, first.
+    pub magnitude: f32,
 }
 
 impl Turn {
@@ -356,7 +358,7 @@ impl Turn {
             // Plain ops on small arrays: they fail only if memory does, and NaN then shows in every logit.
             made.unwrap_or_else(|_| vec![f32::NAN; count * 2 * half])
         };
-        Rope::new(half, self.traditional, Box::new(angles))
+        Rope::new(half, self.traditional, Box::new(angles)).magnified(self.magnitude)
     }
 
     fn angles(&self, first: usize, count: usize, half: usize) -> zmlx_mlx::Result<Vec<f32>> {

@@ -10,9 +10,10 @@ mod linear;
 mod mla;
 mod moe;
 mod norm;
+mod rope;
 mod shape;
 
-pub use attention::{Attention, Frequencies, KvAppend, Rope, RopeFrequencies};
+pub use attention::{Attention, KvAppend};
 pub use conv::{ConvStep, DepthwiseConv1d};
 pub use deltanet::{DeltaGate, FlattenHeads, GatedDelta, Silu, UnitNorm};
 pub use elementwise::{AddScalar, Binary, Cast, MultiplyScalar, Sigmoid, SwiGlu};
@@ -22,4 +23,5 @@ pub use linear::{Embedding, Linear, Tokens};
 pub use mla::MlaAttention;
 pub use moe::{AddWeight, ExpertLinear, ExpertSort, ExpertUnsort, TakeAlongLast, TopKIndices};
 pub use norm::{LayerNorm, RmsNorm, Softmax};
+pub use rope::{Frequencies, Rope, RopeFrequencies};
 pub use shape::{ExpandLast, MergeHeads, Split, SplitAt, SplitHeads, Sum, Transpose};

@@ -96,12 +96,20 @@ fn turn(m: &Match<'_>, name: &str) -> Result<Option<Turn>, String> {
             base,
             scale: r.scale,
             frequencies,
+            magnitude: 1.0,
         }));
     }
     let Some(r) = m.op::<RopeFrequencies>(name) else { return Ok(None) };
     let made = r.frequencies.array(r.dims).and_then(|a| a.to_vec::<f32>());
     let frequencies = Some(made.map_err(|e| e.to_string())?);
-    Ok(Some(Turn { dims: r.dims, traditional: r.traditional, base: None, scale: 1.0, frequencies }))
+    Ok(Some(Turn {
+        dims: r.dims,
+        traditional: r.traditional,
+        base: None,
+        scale: 1.0,
+        frequencies,
+        magnitude: r.magnitude as f32,
+    }))
 }
 
 /// The activation that a gated op of the graph applies.

@@ -179,8 +179,7 @@ fn qkv(d: &mut Draft<'_>, out: bool) -> Value {
             _ => {
                 let factors = (0..head / 2).map(|i| 1.0 + i as f32).collect();
                 let frequencies = Frequencies::Factors { base: 1e4, factors };
-                let op =
-                    RopeFrequencies { dims: head, traditional: false, frequencies, made: Default::default() };
+                let op = RopeFrequencies::new(head, false, frequencies, 1.25);
                 d.b.node(name, op, &[y])
             }
         }

@@ -37,11 +37,7 @@ pub fn everything() -> (Graph, usize) {
     let k = b.node("k", SplitHeads { heads: KV_HEADS }, &[k]);
     let k = b.node("k", heads_first(), &[k]);
     let frequencies = Frequencies::Factors { base: 1e4, factors: vec![1.0, 1.0, 2.0, 2.0] };
-    let k = b.node(
-        "k",
-        RopeFrequencies { dims: HEAD, traditional: false, frequencies, made: Default::default() },
-        &[k],
-    );
+    let k = b.node("k", RopeFrequencies::new(HEAD, false, frequencies, 1.5), &[k]);
     let v = b.node("v", SplitHeads { heads: KV_HEADS }, &[v]);
     let v = b.node("v", heads_first(), &[v]);
     let slot = b.slot("attention", SlotKind::KvCache);

@@ -12,8 +12,9 @@ use zmlx_graph::{Builder, Value};
 use zmlx_mlx::Dtype;
 
 use super::blocks::{Experts, Heads, head, layer_count, linear, mlp};
+use super::rope::rope_theta;
 use super::{Family, Outline};
-use crate::config::{ModelConfig, missing, positive, wrong};
+use crate::config::{ModelConfig, missing, wrong};
 use crate::error::LoadError;
 use crate::info::LayerInfo;
 use crate::tensors::Tensors;
@@ -45,12 +46,6 @@ impl Config {
         let layers = layer_count(c)?;
         let hidden_size = c.size("hidden_size")?;
         let heads = Heads::read(c, hidden_size, c.size("num_key_value_heads")?, None)?;
-        // The nested value wins over the flat one.
-        let nested = c.get("rope_parameters").and_then(|p| p.get("rope_theta")).filter(|v| !v.is_null());
-        let rope_theta = match nested {
-            Some(value) => positive("rope_parameters.rope_theta", value)?,
-            None => c.positive_or("rope_theta", Some(1_000_000.0))?,
-        };
         Ok(Self {
             vocab_size: c.size("vocab_size")?,
             hidden_size,
@@ -64,7 +59,7 @@ impl Config {
             norm_eps: c.positive("norm_eps")? as f32,
             conv_bias: c.flag("conv_bias")?,
             conv_kernel: c.size("conv_L_cache")?,
-            rope_theta: rope_theta as f32,
+            rope_theta: rope_theta(c, Some(1_000_000.0))? as f32,
             routed_scaling_factor: c.positive_or("routed_scaling_factor", Some(1.0))?,
             attention: attention_layers(c, layers)?,
         })

@@ -2,18 +2,15 @@
 //!
 //! The order of ops is that of `mlx_lm.models.llama` 0.32.2.
 
-use std::sync::OnceLock;
-
 use serde_json::Value as Json;
-use zmlx_graph::ops::{
-    Attention, Frequencies, KvAppend, MergeHeads, Rope, RopeFrequencies, SplitHeads, Transpose,
-};
+use zmlx_graph::ops::{Attention, KvAppend, MergeHeads, SplitHeads, Transpose};
 use zmlx_graph::state::SlotKind;
 use zmlx_graph::{Builder, Value};
 
 use super::blocks::{Heads, head, layer_count, linear, mlp};
+use super::rope::{Rope, rope_theta};
 use super::{Family, Outline};
-use crate::config::{ModelConfig, missing, positive, wrong};
+use crate::config::{ModelConfig, wrong};
 use crate::error::LoadError;
 use crate::info::LayerInfo;
 use crate::tensors::Tensors;
@@ -27,7 +24,7 @@ struct Config {
     intermediate_size: i32,
     layers: i32,
     heads: Heads,
-    rope: Turn,
+    rope: Rope,
     context_length: Option<i32>,
     rms_norm_eps: f32,
     attention_bias: bool,
@@ -53,88 +50,21 @@ impl Config {
                 ));
             }
         }
+        let heads = Heads::read(c, hidden_size, kv_heads, c.size_opt("head_dim")?)?;
+        let base = rope_theta(c, Some(10_000.0))?;
         Ok(Self {
             vocab_size: c.size("vocab_size")?,
             hidden_size,
             intermediate_size: c.size("intermediate_size")?,
             layers,
-            heads: Heads::read(c, hidden_size, kv_heads, c.size_opt("head_dim")?)?,
-            rope: Turn::read(c)?,
+            rope: Rope::read(c, heads.head_dim, base, c.flag_or("rope_traditional", false)?)?,
+            heads,
             context_length: c.size_opt("max_position_embeddings")?,
             rms_norm_eps: c.positive("rms_norm_eps")? as f32,
             attention_bias: c.flag_or("attention_bias", false)?,
             mlp_bias: c.flag_or("mlp_bias", false)?,
             tied: c.flag_or("tie_word_embeddings", true)?,
         })
-    }
-}
-
-/// How queries and keys are turned by their position.
-struct Turn {
-    base: f64,
-    traditional: bool,
-    scaling: Scaling,
-}
-
-enum Scaling {
-    /// Positions times this.
-    Positions(f64),
-    /// Other frequencies.
-    Frequencies(Frequencies),
-}
-
-impl Turn {
-    fn read(c: &ModelConfig) -> Result<Self, LoadError> {
-        let base = c.positive_or("rope_theta", Some(10_000.0))?;
-        let traditional = c.flag_or("rope_traditional", false)?;
-        let Some(section) = c.get("rope_scaling") else {
-            return Ok(Self { base, traditional, scaling: Scaling::Positions(1.0) });
-        };
-        let key = |name: &str| format!("rope_scaling.{name}");
-        let number = |name: &str, default: Option<f64>| match section.get(name).filter(|v| !v.is_null()) {
-            Some(value) => positive(&key(name), value),
-            None => default.ok_or_else(|| missing(&key(name))),
-        };
-        let kind = section.get("type").filter(|t| !t.is_null()).or_else(|| section.get("rope_type"));
-        let scaling = match kind.map(|k| k.as_str().unwrap_or_default()) {
-            None | Some("default") => Scaling::Positions(1.0),
-            Some("linear") => Scaling::Positions(1.0 / number("factor", None)?),
-            Some("llama3") => Scaling::Frequencies(Frequencies::Llama3 {
-                base,
-                factor: number("factor", None)?,
-                low_freq_factor: number("low_freq_factor", Some(1.0))?,
-                high_freq_factor: number("high_freq_factor", Some(4.0))?,
-                original_context: number("original_max_position_embeddings", Some(8192.0))?,
-            }),
-            // Not of mlx-lm: what GGUF files carry instead of llama3's parameters.
-            Some("factors") => {
-                let value = section.get("factors").ok_or_else(|| missing(&key("factors")))?;
-                let items = value.as_array().map_or(&[][..], Vec::as_slice);
-                let factors = items.iter().map(|v| positive(&key("factors"), v).map(|f| f as f32));
-                Scaling::Frequencies(Frequencies::Factors {
-                    base,
-                    factors: factors.collect::<Result<_, _>>()?,
-                })
-            }
-            Some(_) => {
-                return Err(wrong("rope_scaling", section, "of type default, linear or llama3"));
-            }
-        };
-        Ok(Self { base, traditional, scaling })
-    }
-
-    fn node(&self, b: &mut Builder<'_>, path: &str, dims: i32, x: Value) -> Value {
-        let traditional = self.traditional;
-        match &self.scaling {
-            Scaling::Positions(scale) => {
-                let (base, scale) = (self.base as f32, *scale as f32);
-                b.node(path, Rope { dims, base, traditional, scale }, &[x])
-            }
-            Scaling::Frequencies(frequencies) => {
-                let frequencies = frequencies.clone();
-                b.node(path, RopeFrequencies { dims, traditional, frequencies, made: OnceLock::new() }, &[x])
-            }
-        }
     }
 }
 
@@ -148,12 +78,6 @@ fn sanitize(config: &ModelConfig, tensors: &mut Tensors) -> Result<(), LoadError
 
 fn build(config: &ModelConfig, b: &mut Builder<'_>) -> Result<Outline, LoadError> {
     let c = Config::read(config)?;
-    if let Scaling::Frequencies(Frequencies::Factors { factors, .. }) = &c.rope.scaling
-        && factors.len() as i32 * 2 != c.heads.head_dim
-    {
-        let message = format!("{} for a head of {}: must be half as many", factors.len(), c.heads.head_dim);
-        return Err(LoadError::Config { key: "rope_scaling.factors".to_owned(), message });
-    }
     let tokens = b.tokens();
     let mut h = b.embedding("model.embed_tokens", tokens, c.vocab_size, c.hidden_size);
     let mut layers = Vec::new();
@@ -184,7 +108,7 @@ fn build(config: &ModelConfig, b: &mut Builder<'_>) -> Result<Outline, LoadError
 }
 
 fn self_attention(b: &mut Builder<'_>, c: &Config, path: &str, x: Value) -> Value {
-    let Heads { heads, kv_heads, head_dim } = c.heads;
+    let Heads { heads, kv_heads, .. } = c.heads;
     let (q_width, kv_width) = (c.heads.q_width(), c.heads.kv_width());
     let project = |b: &mut Builder<'_>, name: &str, x, out, input| {
         linear(b, &format!("{path}.{name}"), x, out, input, c.attention_bias)
@@ -199,8 +123,8 @@ fn self_attention(b: &mut Builder<'_>, c: &Config, path: &str, x: Value) -> Valu
     let q = split(b, q, heads);
     let k = split(b, k, kv_heads);
     let v = split(b, v, kv_heads);
-    let q = c.rope.node(b, path, head_dim, q);
-    let k = c.rope.node(b, path, head_dim, k);
+    let q = c.rope.apply(b, path, q);
+    let k = c.rope.apply(b, path, k);
     let slot = b.slot(path, SlotKind::KvCache);
     let [keys, values] = b.node_n(path, KvAppend { slot }, &[k, v]);
     let y = b.node(path, Attention { scale: c.heads.scale() }, &[q, keys, values]);

@@ -13,6 +13,7 @@ mod blocks;
 mod lfm2_moe;
 mod llama;
 mod qwen3_moe;
+mod rope;
 
 /// A family: its names, how its checkpoints are read, and its graph.
 pub struct Family {
