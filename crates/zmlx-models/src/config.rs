@@ -16,6 +16,8 @@ pub struct ModelConfig {
     root: Map<String, Value>,
     /// Ids that end a sequence, from generation_config.json, else config.json.
     eos: Vec<u32>,
+    /// What stands before its keys in messages: the section that they are in.
+    section: String,
 }
 
 impl ModelConfig {
@@ -34,13 +36,13 @@ impl ModelConfig {
             ids if ids.is_empty() => ids_of_config(&root),
             ids => ids,
         };
-        Ok(Self { root, eos })
+        Ok(Self { root, eos, section: String::new() })
     }
 
     /// A configuration from parsed JSON.
     pub fn from_json(root: Map<String, Value>) -> Self {
         let eos = ids_of_config(&root);
-        Self { root, eos }
+        Self { root, eos, section: String::new() }
     }
 
     /// `model_type`.
@@ -53,6 +55,32 @@ impl ModelConfig {
         &self.eos
     }
 
+    /// The section `key`, as a configuration of its own whose messages name the section too; `None` if there is no such key.
+    ///
+    /// # Errors
+    /// [`LoadError::Config`] if the value is not an object.
+    pub fn section(&self, key: &str) -> Result<Option<Self>, LoadError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let root = value.as_object().ok_or_else(|| self.wrong(key, value, "an object"))?.clone();
+        let section = format!("{}{key}.", self.section);
+        Ok(Some(Self { root, eos: self.eos.clone(), section }))
+    }
+
+    /// The error of a key that is needed and not there.
+    pub(crate) fn missing(&self, key: &str) -> LoadError {
+        missing(&format!("{}{key}", self.section))
+    }
+
+    /// The error of a key whose value cannot be.
+    pub(crate) fn wrong(&self, key: &str, value: &Value, allowed: &str) -> LoadError {
+        wrong(&format!("{}{key}", self.section), value, allowed)
+    }
+
+    /// The error of a key that contradicts others.
+    pub(crate) fn contradiction(&self, key: &str, message: String) -> LoadError {
+        LoadError::Config { key: format!("{}{key}", self.section), message }
+    }
+
     /// The value of a key; absent and null are the same.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.root.get(key).filter(|v| !v.is_null())
@@ -60,7 +88,7 @@ impl ModelConfig {
 
     /// A required count or size, 1 to 2^24.
     pub fn size(&self, key: &str) -> Result<i32, LoadError> {
-        self.size_opt(key)?.ok_or_else(|| missing(key))
+        self.size_opt(key)?.ok_or_else(|| self.missing(key))
     }
 
     /// A count or size, 1 to 2^24, if the key is there.
@@ -68,16 +96,16 @@ impl ModelConfig {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_i64() {
             Some(n) if (1..=LARGEST).contains(&n) => Ok(Some(n as i32)),
-            _ => Err(wrong(key, value, "a whole number from 1 to 16777216")),
+            _ => Err(self.wrong(key, value, "a whole number from 1 to 16777216")),
         }
     }
 
     /// A count that may be 0.
     pub fn count(&self, key: &str) -> Result<i32, LoadError> {
-        let value = self.get(key).ok_or_else(|| missing(key))?;
+        let value = self.get(key).ok_or_else(|| self.missing(key))?;
         match value.as_i64() {
             Some(n) if (0..=LARGEST).contains(&n) => Ok(n as i32),
-            _ => Err(wrong(key, value, "a whole number from 0 to 16777216")),
+            _ => Err(self.wrong(key, value, "a whole number from 0 to 16777216")),
         }
     }
 
@@ -89,9 +117,9 @@ impl ModelConfig {
     /// A finite number above 0, or `default`.
     pub fn positive_or(&self, key: &str, default: Option<f64>) -> Result<f64, LoadError> {
         match (self.get(key), default) {
-            (Some(value), _) => positive(key, value),
+            (Some(value), _) => positive(&format!("{}{key}", self.section), value),
             (None, Some(default)) => Ok(default),
-            (None, None) => Err(missing(key)),
+            (None, None) => Err(self.missing(key)),
         }
     }
 
@@ -102,8 +130,8 @@ impl ModelConfig {
 
     /// A required boolean.
     pub fn flag(&self, key: &str) -> Result<bool, LoadError> {
-        let value = self.get(key).ok_or_else(|| missing(key))?;
-        value.as_bool().ok_or_else(|| wrong(key, value, "true or false"))
+        let value = self.get(key).ok_or_else(|| self.missing(key))?;
+        value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false"))
     }
 }
 

@@ -15,7 +15,7 @@ pub(super) fn layer_count(c: &ModelConfig) -> Result<i32, LoadError> {
     let layers = c.size("num_hidden_layers")?;
     if layers > MOST_LAYERS {
         let message = format!("{layers} is more than the {MOST_LAYERS} that are supported");
-        return Err(LoadError::Config { key: "num_hidden_layers".to_owned(), message });
+        return Err(c.contradiction("num_hidden_layers", message));
     }
     Ok(layers)
 }
@@ -36,7 +36,7 @@ impl Heads {
         head_dim: Option<i32>,
     ) -> Result<Self, LoadError> {
         let heads = c.size("num_attention_heads")?;
-        let fail = |message| Err(LoadError::Config { key: "num_attention_heads".to_owned(), message });
+        let fail = |message| Err(c.contradiction("num_attention_heads", message));
         if (head_dim.is_none() && hidden % heads != 0) || heads % kv_heads != 0 {
             return fail(format!(
                 "{hidden} hidden, {heads} attention and {kv_heads} key/value heads must divide one another"
@@ -95,7 +95,7 @@ impl Experts {
         let (count, per_token) = (c.size("num_experts")?, c.size("num_experts_per_tok")?);
         if per_token > count {
             let message = format!("{per_token} of {count} experts");
-            return Err(LoadError::Config { key: "num_experts_per_tok".to_owned(), message });
+            return Err(c.contradiction("num_experts_per_tok", message));
         }
         Ok(Self { count, per_token, hidden, inner: c.size("moe_intermediate_size")? })
     }
