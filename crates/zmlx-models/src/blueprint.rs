@@ -129,8 +129,9 @@ impl Blueprint {
 pub(crate) fn stored_bytes(built: &Built, source: &Source) -> Vec<u64> {
     let bytes = source.bytes();
     let of_tensor = |name: &str| -> u64 {
-        let sources = built.tensors.get(name).map_or(&[][..], |t| &t.sources);
-        sources.iter().filter_map(|s| bytes.get(s)).sum()
+        let Some(tensor) = built.tensors.get(name) else { return 0 };
+        let all: u64 = tensor.sources.iter().filter_map(|s| bytes.get(s)).sum();
+        all / tensor.part.map_or(1, |part| part.of as u64)
     };
     let weights = built.graph.weights.iter();
     weights.map(|w| w.tensors().iter().map(|t| of_tensor(&t.name)).sum()).collect()

@@ -481,7 +481,7 @@ fn read_bytes(
     buffer: &mut Vec<u8>,
 ) -> Result<Dtype, LoadError> {
     if let Some(tensor) = built.tensors.get(&spec.name)
-        && let ([source], None) = (tensor.sources.as_slice(), &tensor.transpose)
+        && let (true, [source]) = (tensor.is_plain(), tensor.sources.as_slice())
         && let Some(dtype) = files.bytes(source, buffer)?
     {
         return Ok(dtype);
@@ -493,7 +493,8 @@ fn read_bytes(
 fn read_tensor(built: &Built, spec: &TensorSpec, files: &mut Reader<'_>) -> Result<Array, LoadError> {
     let missing = |name: &str| LoadError::MissingTensors { count: 1, names: name.to_owned() };
     let tensor = built.tensors.get(&spec.name).ok_or_else(|| missing(&spec.name))?;
+    let readers = tensor.part.map_or(1, |part| part.of);
     let parts: Result<Vec<Array>, LoadError> =
-        tensor.sources.iter().map(|s| files.take(s)?.ok_or_else(|| missing(s))).collect();
+        tensor.sources.iter().map(|s| files.take(s, readers)?.ok_or_else(|| missing(s))).collect();
     Ok(assemble(tensor, &parts?)?)
 }

@@ -93,7 +93,7 @@ impl Source {
                 for file in &checkpoint.files {
                     arrays.extend(io::load_safetensors(file)?);
                 }
-                Ok(Reader::Folder { arrays, checkpoint, open: None })
+                Ok(Reader::Folder { arrays, given: HashMap::new(), checkpoint, open: None })
             }
             Self::Gguf(model) => Ok(Reader::Gguf(model.reader()?)),
         }
@@ -103,15 +103,26 @@ impl Source {
 /// Gives out weights.
 pub(crate) enum Reader<'a> {
     /// Lazy arrays, read when they are evaluated, and for bytes the file that was read last.
-    Folder { arrays: HashMap<String, Array>, checkpoint: &'a Checkpoint, open: Option<(PathBuf, File)> },
+    Folder {
+        arrays: HashMap<String, Array>,
+        /// How often an array that several tensors are parts of was given out.
+        given: HashMap<String, usize>,
+        checkpoint: &'a Checkpoint,
+        open: Option<(PathBuf, File)>,
+    },
     /// Converted when asked for.
     Gguf(gguf::Reader<'a>),
 }
 
 impl Reader<'_> {
-    /// The array of a source of the graph's tensors; each can be taken once.
-    pub(crate) fn take(&mut self, name: &str) -> Result<Option<Array>, LoadError> {
+    /// The array of a source of the graph's tensors; each can be taken as often as it has `readers`, and is dropped then.
+    pub(crate) fn take(&mut self, name: &str, readers: usize) -> Result<Option<Array>, LoadError> {
         match self {
+            Self::Folder { arrays, given, .. } if readers > 1 => {
+                let count = given.entry(name.to_owned()).or_default();
+                *count += 1;
+                Ok(if *count < readers { arrays.get(name).cloned() } else { arrays.remove(name) })
+            }
             Self::Folder { arrays, .. } => Ok(arrays.remove(name)),
             Self::Gguf(reader) => reader.take(name),
         }

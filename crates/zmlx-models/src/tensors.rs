@@ -21,10 +21,39 @@ pub struct Tensor {
     pub sources: Vec<String>,
     /// Permutation of its axes on loading.
     pub transpose: Option<Vec<i32>>,
+    /// The part of its sources that it is, if they are shared.
+    pub part: Option<Part>,
+    /// Added to each element on loading, in the dtype that it is stored in.
+    pub offset: Option<f64>,
     /// Shape, after stacking and permuting.
     pub shape: Vec<i32>,
     /// Dtype as the header names it.
     pub dtype: String,
+}
+
+/// A part of an array that several tensors share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// The axis that is cut.
+    pub axis: i32,
+    /// Where the part begins on it.
+    pub start: i32,
+    /// Where it ends.
+    pub end: i32,
+    /// How many parts the array has.
+    pub of: usize,
+}
+
+impl Tensor {
+    /// A tensor as a file has it.
+    pub(crate) fn stored(name: &str, shape: Vec<i32>, dtype: String) -> Self {
+        Self { sources: vec![name.to_owned()], transpose: None, part: None, offset: None, shape, dtype }
+    }
+
+    /// Whether it is the bytes of its source and nothing else.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.sources.len() == 1 && self.transpose.is_none() && self.part.is_none() && self.offset.is_none()
+    }
 }
 
 /// The tensors of a checkpoint by the names that a graph uses.
@@ -44,9 +73,7 @@ impl Tensors {
                 expected: "dimensions below 2^31",
                 found: format!("of shape {:?}", info.shape),
             })?;
-            let tensor =
-                Tensor { sources: vec![name.clone()], transpose: None, shape, dtype: info.dtype.clone() };
-            by_name.insert(name.clone(), tensor);
+            by_name.insert(name.clone(), Tensor::stored(name, shape, info.dtype.clone()));
         }
         Ok(Self { by_name })
     }
@@ -101,9 +128,48 @@ impl Tensors {
         let mut shape = first.shape;
         shape.insert(0, experts);
         let sources = parts.into_iter().flat_map(|p| p.sources).collect();
-        let tensor = Tensor { sources, transpose: None, shape, dtype: first.dtype };
+        let tensor = Tensor { sources, shape, ..first };
         self.by_name.insert(stacked.to_owned(), tensor);
         Ok(())
+    }
+
+    /// Makes of the tensor `name`, if it is there, the tensors `parts`: equal pieces of `axis` (counted from the end if
+    /// negative), in this order.
+    ///
+    /// # Errors
+    /// [`LoadError::Dtype`], if it has no such axis or that cannot be cut so.
+    pub fn split(&mut self, name: &str, axis: i32, parts: &[&str]) -> Result<(), LoadError> {
+        let Some(whole) = self.by_name.remove(name) else { return Ok(()) };
+        let count = parts.len() as i32;
+        let at = if axis < 0 { axis + whole.shape.len() as i32 } else { axis };
+        let size = usize::try_from(at).ok().and_then(|at| whole.shape.get(at)).copied().unwrap_or(0);
+        if size < count || size % count.max(1) != 0 || whole.part.is_some() {
+            return Err(LoadError::Dtype {
+                name: name.to_owned(),
+                expected: "an axis that can be cut into equal parts",
+                found: format!("of shape {:?}, to be cut in {count} along axis {axis}", whole.shape),
+            });
+        }
+        for (i, new) in (0..count).zip(parts) {
+            let (start, end) = (i * size / count, (i + 1) * size / count);
+            let mut shape = whole.shape.clone();
+            shape[at as usize] = end - start;
+            let part = Some(Part { axis: at, start, end, of: parts.len() });
+            self.by_name.insert((*new).to_owned(), Tensor { part, shape, ..whole.clone() });
+        }
+        Ok(())
+    }
+
+    /// Adds `value` to the vectors whose names `which` picks.
+    pub fn offset(&mut self, value: f64, which: impl Fn(&str) -> bool) {
+        for (_, tensor) in self.by_name.iter_mut().filter(|(name, t)| t.shape.len() == 1 && which(name)) {
+            tensor.offset = Some(value + tensor.offset.unwrap_or(0.0));
+        }
+    }
+
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.by_name.keys().map(String::as_str)
     }
 
     /// A tensor by its graph name.
@@ -280,8 +346,16 @@ pub(crate) fn assemble(tensor: &Tensor, parts: &[Array]) -> zmlx_mlx::Result<Arr
         [one] => one.clone(),
         many => ops::stack(&many.iter().collect::<Vec<_>>(), 0)?,
     };
-    match &tensor.transpose {
-        Some(axes) => whole.transpose(axes)?.contiguous(),
+    let whole = match &tensor.transpose {
+        Some(axes) => whole.transpose(axes)?.contiguous()?,
+        None => whole,
+    };
+    let whole = match tensor.part {
+        Some(Part { axis, start, end, .. }) => whole.slice_axis(axis, start, end)?.contiguous()?,
+        None => whole,
+    };
+    match tensor.offset {
+        Some(offset) => whole.add_scalar(offset),
         None => Ok(whole),
     }
 }

@@ -140,7 +140,7 @@ impl GgufModel {
             let tensor = &self.header.tensors[self.placed[part.placed].tensor];
             let shape = part.shape(&self.placed[part.placed], tensor);
             let dtype = part.dtype(tensor).to_owned();
-            (name.clone(), Tensor { sources: vec![name], transpose: None, shape, dtype })
+            (name.clone(), Tensor::stored(&name, shape, dtype))
         };
         Tensors::from_list(self.parts().into_iter().map(one))
     }
