@@ -82,6 +82,11 @@ impl<'a> Builder<'a> {
         self.weight(Weight { bare: true, ..dense(&format!("{path}.bias"), &[width]) })
     }
 
+    /// Declares the tensor named `path` itself, never quantised.
+    pub fn bare(&mut self, path: &str, shape: &[i32]) -> WeightId {
+        self.weight(Weight { bare: true, ..dense(path, shape) })
+    }
+
     /// Declares the tensor named `path` itself, kept in float32.
     pub fn bare_f32(&mut self, path: &str, shape: &[i32]) -> WeightId {
         self.weight(Weight { bare: true, keep_f32: true, ..dense(path, shape) })

@@ -24,4 +24,4 @@ pub use mla::MlaAttention;
 pub use moe::{AddWeight, ExpertLinear, ExpertSort, ExpertUnsort, TakeAlongLast, TopKIndices};
 pub use norm::{LayerNorm, RmsNorm, Softmax};
 pub use rope::{Frequencies, Rope, RopeFrequencies};
-pub use shape::{ExpandLast, MergeHeads, Split, SplitAt, SplitHeads, Sum, Transpose};
+pub use shape::{Concatenate, ExpandLast, MergeHeads, Split, SplitAt, SplitHeads, Sum, Transpose};

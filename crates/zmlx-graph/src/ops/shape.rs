@@ -1,7 +1,7 @@
-use zmlx_mlx::{Array, Result};
+use zmlx_mlx::{Array, Result, ops};
 
 use crate::cost::{NodeCost, Work};
-use crate::infer::{InferContext, ShapeError, inputs};
+use crate::infer::{InferContext, ShapeError, inputs, promoted};
 use crate::op::{Attribute, Context, Op};
 use crate::shape::{Dim, Shape, Type};
 
@@ -186,6 +186,53 @@ impl Op for SplitAt {
 
     fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         inputs[0].split_at(&self.at, -1)
+    }
+}
+
+/// Joins arrays along an axis.
+#[derive(Debug)]
+pub struct Concatenate {
+    /// The axis.
+    pub axis: i32,
+}
+
+impl Op for Concatenate {
+    fn name(&self) -> &'static str {
+        "concatenate"
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, Attribute)> {
+        vec![("axis", Attribute::Int(self.axis.into()))]
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        let Some((first, rest)) = given.split_first() else {
+            return Err(ShapeError::Count { expected: 1, found: 0 });
+        };
+        let error = || ShapeError::input(0, first, format_args!("an array with axis {}", self.axis));
+        let axis = first.shape.axis(self.axis).ok_or_else(error)?;
+        let mut all = first.clone();
+        for (i, t) in rest.iter().enumerate() {
+            let mut expected = first.shape.clone();
+            if let (Some(e), Some(found)) = (expected.0.get_mut(axis), t.shape.0.get(axis)) {
+                *e = found.clone();
+            }
+            if t.shape != expected {
+                let text = format!("{} but for axis {}", first.shape, self.axis);
+                return Err(ShapeError::input(i + 1, t, text));
+            }
+            all.shape.0[axis] = all.shape.0[axis].clone() + t.shape.0[axis].clone();
+            all.dtype = promoted(i + 1, t, all.dtype)?;
+        }
+        Ok(vec![all])
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        node.plain(&[], 1, 0)
+    }
+
+    fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
+        Ok(vec![ops::concatenate(inputs, self.axis)?])
     }
 }
 
