@@ -222,7 +222,7 @@ fn save(dir: &tempfile::TempDir, w: &Writer) -> PathBuf {
 fn tokens_of_llama_and_qwen3moe_are_those_of_the_folder() {
     let dir = tempfile::tempdir().unwrap();
     for (name, writer) in [("llama-q4", llama as fn(&Path) -> Writer), ("qwen3_moe-q4", qwen3moe)] {
-        let folder = root().join("tests/data").join(name);
+        let folder = root().join("tests/oracle").join(name);
         let model = load(&save(&dir, &writer(&folder)));
         assert!(model.tokenizer().is_none(), "{name}");
         for case in json(&folder.join("golden.json"))["f32"].as_array().unwrap() {

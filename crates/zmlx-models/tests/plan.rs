@@ -32,9 +32,9 @@ fn only(patterns: &[&str]) -> PatchOptions {
     PatchOptions { patterns: Some(patterns), ..default_preset() }
 }
 
-/// The embedded model and those in `data/`.
+/// The embedded model and two of those in `oracle/`.
 fn small_models() -> [PathBuf; 3] {
-    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/");
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracle/");
     [embedded(), format!("{data}llama-q4").into(), format!("{data}qwen3_moe-q4").into()]
 }
 

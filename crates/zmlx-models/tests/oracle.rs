@@ -1,0 +1,221 @@
+//! Every family's tokens and logits are mlx-lm's.
+//!
+//! Each folder in `oracle/` is a small model with random weights, and what mlx-lm 0.32.2 on the CPU gives for it with every
+//! float tensor cast to float32: prompts of 1, 11 and 80 tokens (the last takes the path that sorts expert rows), 32 greedy
+//! tokens each, the margin between the two best logits of every step, the smallest gap between the scores of a chosen
+//! expert and of one that was not, and the first rows of logits. Stock and patched by the default preset, each must give
+//! the same tokens and logits, however the prompt is cut into calls.
+//!
+//! `ZMLX_ORACLE_DIR` names a folder with more of such folders. `--nocapture` shows how far apart logits are, and where
+//! routers nearly tie. How such folders are made: `docs/adding-a-model.md`.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use zmlx_mlx::io;
+use zmlx_models::{
+    DeviceChoice, DtypeChoice, Flow, GenerateOptions, LoadOptions, Model, PatchOptions, Session,
+};
+
+/// How much of a patched model runs on the CPU engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Engine {
+    /// All of it.
+    Whole,
+    /// Some ops are left to MLX.
+    #[allow(dead_code)]
+    Part,
+}
+
+/// One test for each folder, one line a folder.
+macro_rules! folders {
+    ($($test:ident: $folder:literal, $engine:ident;)*) => {
+        $(#[test]
+        fn $test() {
+            passes(&committed().join($folder), Some(Engine::$engine));
+        })*
+
+        const FOLDERS: &[&str] = &[$($folder),*];
+    };
+}
+
+folders! {
+    lfm2_moe_q4: "lfm2_moe-q4", Whole;
+    llama_bf16: "llama-bf16", Whole;
+    llama_q4: "llama-q4", Whole;
+    qwen3_moe_mxfp4: "qwen3_moe-mxfp4-all", Whole;
+    qwen3_moe_mxfp8: "qwen3_moe-mxfp8-all", Whole;
+    qwen3_moe_nvfp4: "qwen3_moe-nvfp4-all", Whole;
+    qwen3_moe_q3: "qwen3_moe-q3", Whole;
+    qwen3_moe_q4: "qwen3_moe-q4", Whole;
+    qwen3_moe_q8: "qwen3_moe-q8", Whole;
+}
+
+/// Logits of stock against mlx-lm's, and of any form against itself with the prompt cut otherwise.
+const STOCK: f32 = 1e-3;
+/// Logits of the engine, whose products take activations as 16-bit integers, against mlx-lm's.
+const ENGINE: f32 = 1e-2;
+/// Below this gap the engine may choose the other of two experts, and logits then differ by more.
+const NEAR_TIE: f64 = 1e-4;
+
+#[derive(Deserialize)]
+struct Golden {
+    f32: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    prompt: Vec<u32>,
+    tokens: Vec<u32>,
+    margins: Vec<f32>,
+    /// Smallest gap in the choices among that many.
+    router_gap_by_width: std::collections::BTreeMap<String, f64>,
+}
+
+impl Case {
+    fn smallest_gap(&self) -> f64 {
+        self.router_gap_by_width.values().copied().fold(f64::INFINITY, f64::min)
+    }
+}
+
+fn committed() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle")
+}
+
+/// The model folders in a folder, or the folder itself if it is one.
+fn models(folder: &Path) -> Vec<PathBuf> {
+    if folder.join("config.json").exists() {
+        return vec![folder.to_owned()];
+    }
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let mut found: Vec<PathBuf> = entries.map(|e| e.unwrap().path()).collect();
+    found.retain(|dir| dir.join("config.json").exists());
+    found.sort();
+    found
+}
+
+#[test]
+fn each_folder_has_a_line() {
+    let found = models(&committed());
+    let mut found: Vec<&str> = found.iter().map(|d| d.file_name().unwrap().to_str().unwrap()).collect();
+    let mut listed = FOLDERS.to_vec();
+    (found.sort_unstable(), listed.sort_unstable());
+    assert_eq!(found, listed);
+}
+
+#[test]
+fn more_folders_where_they_are_at_hand() {
+    let Some(folder) = std::env::var_os("ZMLX_ORACLE_DIR") else { return };
+    let models = models(Path::new(&folder));
+    assert!(!models.is_empty(), "ZMLX_ORACLE_DIR: {folder:?} holds no model");
+    let failures: Vec<String> = models.iter().filter_map(|dir| check(dir, None).err()).collect();
+    assert!(failures.is_empty(), "{} of {} folders:\n{}", failures.len(), models.len(), failures.concat());
+}
+
+#[track_caller]
+fn passes(dir: &Path, engine: Option<Engine>) {
+    if let Err(failures) = check(dir, engine) {
+        panic!("\n{failures}");
+    }
+}
+
+/// Stock, and patched by the default preset. The error has a line for each thing that is wrong.
+fn check(dir: &Path, engine: Option<Engine>) -> Result<(), String> {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let fail = |e: &dyn std::fmt::Display| format!("{name}: {e}\n");
+    let text = std::fs::read_to_string(dir.join("golden.json")).map_err(|e| fail(&e))?;
+    let golden: Golden = serde_json::from_str(&text).map_err(|e| fail(&e))?;
+    let rows = io::load_safetensors(dir.join("golden.safetensors")).map_err(|e| fail(&e))?;
+    let mut failures = String::new();
+    if golden.f32.len() != 3 {
+        failures += &fail(&"expected three prompts");
+    }
+    let default = PatchOptions { environment: false, ..PatchOptions::default() };
+    for patch in [None, Some(default)] {
+        let options = LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, patch };
+        let model = Model::load(dir, &options, &mut |_| {}).map_err(|e| fail(&e))?;
+        if let Some((report, engine)) = model.patch_report().zip(engine)
+            && report.native != (engine == Engine::Whole)
+        {
+            failures += &fail(&format_args!("{engine:?} of it on the engine was expected: {report}"));
+        }
+        for (index, case) in golden.f32.iter().enumerate() {
+            let name = format!(
+                "{name} {} after {} tokens",
+                if model.is_patched() { "patched" } else { "stock" },
+                case.prompt.len()
+            );
+            let rows = rows
+                .get(&format!("f32.p{index}.decode8"))
+                .ok_or_else(|| fail(&"golden.safetensors lacks logits"))?;
+            let rows = rows.to_vec::<f32>().map_err(|e| fail(&e))?;
+            check_case(&model, case, &rows, &name, &mut failures)
+                .map_err(|e| format!("{failures}{name}: {e}\n"))?;
+        }
+    }
+    if failures.is_empty() { Ok(()) } else { Err(failures) }
+}
+
+fn check_case(
+    model: &Model,
+    case: &Case,
+    golden: &[f32],
+    name: &str,
+    failures: &mut String,
+) -> Result<(), Box<dyn std::error::Error>> {
+    // The prompt and the first tokens after it, each row of which mlx-lm's logits are there for.
+    let (vocabulary, last) = (model.vocab_size(), case.prompt.len() - 1);
+    let known = golden.len() / vocabulary;
+    let ids = [&case.prompt[..], &case.tokens[..known - 1]].concat();
+    let whole = logits(model, &ids, ids.len())?;
+    let off = farthest(&whole[last * vocabulary..], golden);
+    let cut = [7, 1].map(|chunk| logits(model, &ids, chunk).map(|rows| farthest(&rows, &whole)));
+    let cut = cut.into_iter().collect::<Result<Vec<f32>, _>>()?;
+
+    let options = GenerateOptions { max_tokens: case.tokens.len(), ignore_eos: true, ..Default::default() };
+    let tokens = Session::new(model).generate(&case.prompt, &options, &mut |_| Flow::Continue)?.tokens;
+
+    let gap = case.smallest_gap();
+    let near =
+        format!("smallest gap of a router {gap:.1e}{}", if gap < NEAR_TIE { " (near-tie)" } else { "" });
+    println!("{name}: logits {off:.1e} off; cut in 7 and 1 {:.1e} and {:.1e}; {near}", cut[0], cut[1]);
+
+    // A near-tie excuses logits of the engine, and neither its tokens nor anything of stock.
+    let bound = match model.is_patched() {
+        true if gap < NEAR_TIE => f32::MAX,
+        true => ENGINE,
+        false => STOCK,
+    };
+    if off.is_nan() || off > bound {
+        writeln!(failures, "{name}: logits are {off} off; {near}")?;
+    }
+    for (chunk, apart) in [7, 1].into_iter().zip(cut) {
+        if apart.is_nan() || apart > STOCK {
+            writeln!(failures, "{name}: in calls of {chunk} logits are {apart} off; {near}")?;
+        }
+    }
+    if let Some(step) = (0..case.tokens.len()).find(|&i| tokens.get(i) != case.tokens.get(i)) {
+        let (found, expected, margin) = (tokens.get(step), case.tokens[step], case.margins[step]);
+        writeln!(failures, "{name}: step {step}: {found:?} instead of {expected}, margin {margin}; {near}")?;
+    }
+    Ok(())
+}
+
+/// Logits `[ids, vocabulary]`, `chunk` ids a call.
+fn logits(model: &Model, ids: &[u32], chunk: usize) -> Result<Vec<f32>, Box<dyn std::error::Error>> {
+    let mut state = model.new_state();
+    let mut rows = Vec::new();
+    for part in ids.chunks(chunk) {
+        rows.extend(model.run(part, &mut state)?.to_vec::<f32>()?);
+    }
+    Ok(rows)
+}
+
+/// The largest absolute difference; NaN if there is one, infinity if the lengths differ.
+fn farthest(a: &[f32], b: &[f32]) -> f32 {
+    if a.len() != b.len() {
+        return f32::INFINITY;
+    }
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if m.is_nan() || d <= m { m } else { d })
+}
