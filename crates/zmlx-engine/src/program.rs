@@ -23,7 +23,13 @@ pub trait Stage: Send + Sync + std::fmt::Debug {
     /// Gets ready for calls of up to so many positions; called before a run.
     fn prepare(&self, _positions: usize) {}
 
-    /// Whether it has anything to do for a single token.
+    /// Floats that it or the stage before it needs in the scratch that stages share: what is there is void once the stage
+    /// after it is complete.
+    fn scratch(&self, _call: &Call<'_>) -> usize {
+        0
+    }
+
+    /// Whether it has anything to do for a single token, the first of a sequence.
     fn in_decode(&self) -> bool {
         true
     }
@@ -58,6 +64,8 @@ pub struct Frame<'a> {
     pub(crate) slots: &'a [Slot],
     /// Activations that one stage packs and the next reads.
     pub(crate) shared: Raw,
+    /// Floats that one stage leaves for the next.
+    pub(crate) scratch: &'a Cells,
 }
 
 impl Frame<'_> {
@@ -234,6 +242,7 @@ pub struct Runner {
     locals: Vec<Mutex<Local>>,
     buffers: Vec<Cells>,
     shared: Activations,
+    scratch: Cells,
     /// Nanoseconds of each stage, if they are measured.
     times: Option<Vec<AtomicU64>>,
 }
@@ -249,7 +258,14 @@ impl Runner {
     pub fn new(threads: usize, stages: usize) -> Self {
         let team = Team::new(threads, stages);
         let locals = (0..team.threads()).map(|_| Mutex::default()).collect();
-        Self { team, locals, buffers: Vec::new(), shared: Activations::default(), times: None }
+        Self {
+            team,
+            locals,
+            buffers: Vec::new(),
+            shared: Activations::default(),
+            scratch: Cells::default(),
+            times: None,
+        }
     }
 
     /// How many threads it has.
@@ -288,6 +304,7 @@ impl Runner {
             if let Some((layout, columns, per_row)) = stage.packs() {
                 self.shared.reserve(layout, rows * per_row, columns);
             }
+            self.scratch.grow(stage.scratch(call));
         }
         let frame = Frame {
             tokens: call.tokens,
@@ -298,6 +315,7 @@ impl Runner {
             buffers: &self.buffers,
             slots,
             shared: self.shared.raw(),
+            scratch: &self.scratch,
         };
         let run = Run { program, frame: &frame, locals: &self.locals, times: self.times.as_deref() };
         self.team.run(&run);

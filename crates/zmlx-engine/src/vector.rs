@@ -70,6 +70,18 @@ pub(crate) fn softmax(x: &mut [f32], room: &mut Vec<f32>) {
     x.iter_mut().for_each(|v| *v *= inverse);
 }
 
+/// Replaces scores `s` by `exp(s - m)` with `m` the largest of them; gives `m` and the sum. Without a finite score the sum
+/// is 0.
+pub(crate) fn exponentials(x: &mut [f32], room: &mut Vec<f32>) -> (f32, f32) {
+    let largest = x.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
+    if x.iter().all(|v| *v == f32::NEG_INFINITY) {
+        return (largest, 0.0);
+    }
+    x.iter_mut().for_each(|v| *v -= largest);
+    apply(MathFn::Exp, x, room);
+    (largest, sum(x))
+}
+
 /// Sum in eight partial sums.
 pub(crate) fn sum(x: &[f32]) -> f32 {
     let mut sums = [0.0f32; 8];

@@ -44,9 +44,12 @@ fn attention_is_that_of_double_precision() {
         (6, 1, 16, 40, None),
         (4, 2, 8, 8, Some(3)),
         (2, 2, 8, 8, Some(1)),
+        (4, 2, 8, 16, Some(300)),
     ] {
-        for (batch, position, length) in [(1, 0, 1), (1, 37, 1), (3, 5, 4), (1, 0, 33), (2, 255, 2)] {
-            let (seen, capacity) = (position + length, 512);
+        for (batch, position, length) in
+            [(1, 0, 1), (1, 37, 1), (3, 5, 4), (1, 0, 33), (2, 255, 2), (2, 256, 1), (1, 700, 1), (1, 510, 4)]
+        {
+            let (seen, capacity) = (position + length, 768);
             let (k, v) = (value(11), value(12));
             let mut slots = [Slot::Kv {
                 keys: cache(&k, [batch, kv_heads, seen, d], capacity),
@@ -59,8 +62,11 @@ fn attention_is_that_of_double_precision() {
             let mut program = Program::new();
             let (queries, out) = (program.buffer(heads * d), program.buffer(heads * dv));
             let scale = 0.7;
-            program.push(0, Attend { queries, heads, slot: 0, scale, window, out });
-            let mut runner = Runner::new(2, 1);
+            let attend = Attend { queries, heads, slot: 0, scale, window, out };
+            let merge = attend.merge(dv);
+            program.push(0, attend);
+            program.push(0, merge);
+            let mut runner = Runner::new(2, 2);
             let tokens = vec![0; batch * length];
             let q = noise(99, tokens.len() * heads * d);
             runner.fill(&program, queries, tokens.len(), &q);
@@ -94,6 +100,38 @@ fn attention_is_that_of_double_precision() {
                 }
             }
         }
+    }
+}
+
+/// The cache's positions are cut at the same places for any number of threads.
+#[test]
+fn attention_is_the_same_bits_on_any_number_of_threads() {
+    let (heads, kv_heads, d, seen) = (6, 2, 16, 1500);
+    let rows = |salt, len| Cells::from(noise(salt, len));
+    let of = |threads: usize| {
+        let mut slots = [Slot::Kv {
+            keys: rows(1, kv_heads * seen * d),
+            values: rows(2, kv_heads * seen * d),
+            heads: kv_heads,
+            key_width: d,
+            value_width: d,
+            capacity: seen,
+        }];
+        let mut program = Program::new();
+        let (queries, out) = (program.buffer(heads * d), program.buffer(heads * d));
+        let attend = Attend { queries, heads, slot: 0, scale: 0.5, window: None, out };
+        let merge = attend.merge(d);
+        program.push(0, attend);
+        program.push(0, merge);
+        let mut runner = Runner::new(threads, 2);
+        runner.fill(&program, queries, 1, &noise(3, heads * d));
+        runner.run(&program, &mut slots, &call(&[0], 1, seen - 1));
+        runner.buffer(out).to_vec()
+    };
+    let expected = of(1);
+    assert!(expected.iter().all(|v| v.is_finite() && *v != 0.0));
+    for threads in [2, 3, 8] {
+        assert_eq!(of(threads), expected, "{threads} threads");
     }
 }
 

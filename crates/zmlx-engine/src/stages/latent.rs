@@ -1,8 +1,10 @@
 //! Multi-head latent attention: queries and keys in a part without and a part with a rotary embedding, and attention in the
 //! space of the latents.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use super::parts::{AttendMerge, Cut, Parts, write_part};
 use super::{Norm, Rope, Source, rows_per_chunk};
 use crate::matrix::{Matrix, Tokens};
 use crate::program::{Buffer, Frame, Local, Slot, Stage};
@@ -152,7 +154,7 @@ impl Stage for HeadProducts {
     }
 }
 
-/// `softmax(scale * (q . c + q_pe . k_pe)) @ c` over the cached latents `c`, causal.
+/// `softmax(scale * (q . c + q_pe . k_pe)) @ c` over the cached latents `c`, causal. [`AttendMerge`] comes after it.
 #[derive(Debug)]
 pub struct LatentAttend {
     /// Queries in the latents' space, `[tokens, heads * latent]`.
@@ -169,41 +171,97 @@ pub struct LatentAttend {
     pub out: Buffer,
 }
 
+/// Positions a part, where few tokens see many: latents and rotary keys that stay in the second-level cache while the heads
+/// pass by.
+const PART: usize = 128;
+
+impl LatentAttend {
+    /// The stage that comes after it; `latent` is the width of the cache's latents.
+    pub fn merge(&self, latent: usize) -> AttendMerge {
+        AttendMerge { cut: CUT, heads: self.heads, width: latent, out: self.out }
+    }
+
+    /// Scores of a row of queries over `seen` into `local.b`; gives the latents.
+    ///
+    /// # Safety
+    /// Earlier stages wrote queries and cache.
+    unsafe fn scores<'a>(
+        &self,
+        frame: &'a Frame<'_>,
+        local: &mut Local,
+        row: usize,
+        seen: Range<usize>,
+    ) -> &'a [f32] {
+        let Slot::Kv { keys, values, key_width: d, value_width: rope, capacity, .. } =
+            &frame.slots[self.slot]
+        else {
+            return &[];
+        };
+        let base = row / self.heads / frame.length * capacity;
+        let (start, end) = (base + seen.start, base + seen.end.max(seen.start));
+        // SAFETY: as the caller promises.
+        let (q, q_pe, latents, turned) = unsafe {
+            (
+                frame.buffer(self.queries).get(row * d..(row + 1) * d),
+                frame.buffer(self.turned).get(row * rope..(row + 1) * rope),
+                keys.get(start * d..end * d),
+                values.get(start * rope..end * rope),
+            )
+        };
+        local.b.resize(seen.len(), 0.0);
+        local.c.resize(seen.len(), 0.0);
+        vector::scores(q, latents, self.scale, &mut local.b);
+        vector::scores(q_pe, turned, self.scale, &mut local.c);
+        local.b.iter_mut().zip(&local.c).for_each(|(s, turned)| *s += turned);
+        latents
+    }
+
+    /// All heads of a sequence's tokens over one part of the positions.
+    fn part(&self, frame: &Frame<'_>, local: &mut Local, chunk: usize, parts: Parts) {
+        let Slot::Kv { key_width: d, .. } = &frame.slots[self.slot] else { return };
+        let (sequence, number) = (chunk / parts.count, chunk % parts.count);
+        for t in 0..frame.length {
+            let seen = parts.within(CUT.seen(frame.position, t), number);
+            for row in ((sequence * frame.length + t) * self.heads..).take(self.heads) {
+                // SAFETY: earlier stages wrote queries and cache; this part of this head is this chunk's.
+                unsafe {
+                    let latents = self.scores(frame, local, row, seen.clone());
+                    let to = frame.scratch.get_mut(parts.place(row, number, *d));
+                    let add = |p: &[f32], out: &mut [f32]| vector::weighted_sum(p, latents, out);
+                    write_part(&mut local.b, &mut local.a, to, add);
+                }
+            }
+        }
+    }
+}
+
+const CUT: Cut = Cut { part: PART, window: None };
+
 impl Stage for LatentAttend {
     fn name(&self) -> &'static str {
         "latent attention"
     }
 
     fn chunks(&self, frame: &Frame<'_>) -> usize {
-        frame.rows() * self.heads
+        match CUT.parts(frame.position, frame.length) {
+            Some(parts) => frame.batch * parts.count,
+            None => frame.rows() * self.heads,
+        }
     }
 
     fn work(&self, frame: &Frame<'_>, local: &mut Local, chunk: usize, _: bool) {
-        let Slot::Kv { keys, values, key_width: d, value_width: rope, capacity, .. } =
-            &frame.slots[self.slot]
-        else {
-            return;
-        };
-        let (d, rope) = (*d, *rope);
+        if let Some(parts) = CUT.parts(frame.position, frame.length) {
+            return self.part(frame, local, chunk, parts);
+        }
+        let Slot::Kv { key_width: d, .. } = &frame.slots[self.slot] else { return };
         // Later tokens see more: they come first, so that the last chunk is not the longest.
         let row = frame.rows() * self.heads - 1 - chunk;
-        let t = row / self.heads;
-        let (base, end) = (t / frame.length * capacity, frame.position + t % frame.length + 1);
+        let seen = CUT.seen(frame.position, row / self.heads % frame.length);
         // SAFETY: earlier stages wrote queries and cache; this row of the result is this chunk's.
         unsafe {
-            let q = frame.buffer(self.queries).get(row * d..(row + 1) * d);
-            let q_pe = frame.buffer(self.turned).get(row * rope..(row + 1) * rope);
-            let latents = keys.get(base * d..(base + end) * d);
-            let pe = values.get(base * rope..(base + end) * rope);
-            local.b.clear();
-            let scores = latents.chunks_exact(d).zip(pe.chunks_exact(rope));
-            local.b.extend(scores.map(|(c, k)| self.scale * (vector::dot(q, c) + vector::dot(q_pe, k))));
+            let latents = self.scores(frame, local, row, seen);
             vector::softmax(&mut local.b, &mut local.a);
-            let out = frame.buffer(self.out).get_mut(row * d..(row + 1) * d);
-            out.fill(0.0);
-            for (p, c) in local.b.iter().zip(latents.chunks_exact(d)) {
-                vector::axpy(*p, c, out);
-            }
+            vector::weighted_sum(&local.b, latents, frame.buffer(self.out).get_mut(row * d..(row + 1) * d));
         }
     }
 }

@@ -71,7 +71,11 @@ impl Body for Fused {
         let queries = l.input(self.inputs[0], Form::Heads { heads: self.heads, width: self.width })?;
         let slot = l.cache(self.inputs[1])?;
         let attended = l.temporary(self.heads * self.value_width);
-        l.push(Attend { queries, heads: self.heads, slot, scale: self.scale, window: None, out: attended });
+        let attend =
+            Attend { queries, heads: self.heads, slot, scale: self.scale, window: None, out: attended };
+        let merge = attend.merge(self.value_width);
+        l.push(attend);
+        l.push(merge);
         let matrix = l.matrix(self.linear.weight)?;
         if matrix.columns() != self.columns {
             return Err(LoweringError::Pattern("the output product has another width".to_owned()));

@@ -74,7 +74,10 @@ impl Body for Fused {
         l.push(source.pack());
         l.push(HeadProducts { source, matrix: embed, out: queries });
         let mixed = l.temporary(heads * latent);
-        l.push(LatentAttend { queries, turned, heads, slot, scale: self.attention.scale, out: mixed });
+        let attend = LatentAttend { queries, turned, heads, slot, scale: self.attention.scale, out: mixed };
+        let merge = attend.merge(latent);
+        l.push(attend);
+        l.push(merge);
         let values = l.temporary(heads * value);
         let source = of_heads(mixed, &unembed);
         l.push(source.pack());
