@@ -2,9 +2,24 @@
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes after the end that may be read (not written), so that vector loads need no tail.
 const SLACK: usize = 64;
+
+/// Bytes in [`Huge`] allocations now, and the most since [`reset_peak`].
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+/// The most bytes that [`Huge`] allocations of the process held at a time since [`reset_peak`].
+pub fn peak() -> u64 {
+    PEAK.load(Ordering::Relaxed) as u64
+}
+
+/// From now on [`peak`] counts from what is held now.
+pub fn reset_peak() {
+    PEAK.store(HELD.load(Ordering::Relaxed), Ordering::Relaxed);
+}
 
 /// An allocation of zeroed bytes, aligned to 2 MiB and in huge pages where the system gives them: reading
 /// gigabytes a token through 4 KiB pages costs some 8 % in address translation.
@@ -41,6 +56,7 @@ impl Huge {
             unsafe { libc::madvise(start.as_ptr().cast(), total & !((1 << 21) - 1), libc::MADV_HUGEPAGE) };
         }
         let huge = Self { start, len, layout };
+        PEAK.fetch_max(HELD.fetch_add(total, Ordering::Relaxed) + total, Ordering::Relaxed);
         // Writing also touches the pages, which takes long enough to share it.
         let part = total.div_ceil(copying_threads(total)).next_multiple_of(1 << 21);
         std::thread::scope(|scope| {
@@ -78,6 +94,7 @@ impl Huge {
 
 impl Drop for Huge {
     fn drop(&mut self) {
+        HELD.fetch_sub(self.layout.size(), Ordering::Relaxed);
         // SAFETY: allocated with this layout.
         unsafe { std::alloc::dealloc(self.start.as_ptr(), self.layout) };
     }

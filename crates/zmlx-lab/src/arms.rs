@@ -65,9 +65,9 @@ impl Drop for Arms<'_> {
 }
 
 impl<'m> Arms<'m> {
-    /// A model whose two forms are both kept in memory while it is measured.
-    pub(crate) fn new(model: &'m mut Model, options: &PatchOptions) -> Result<Self, LabError> {
-        model.keep_both(true);
+    /// A model between whose forms it is easy to change: both are kept in memory where `both` are measured.
+    pub(crate) fn new(model: &'m mut Model, options: &PatchOptions, both: bool) -> Result<Self, LabError> {
+        model.keep_both(both);
         Ok(Self { model, options: options.clone(), report: None })
     }
 

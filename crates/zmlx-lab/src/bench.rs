@@ -53,6 +53,7 @@ impl Default for BenchOptions {
 }
 
 /// Times the arms in turn (AB, BA, AB, ...), each run in a fresh state and greedily, with a bandwidth probe before each.
+/// Only the weights of the arms that run are read, if the model is loaded as the first of them.
 ///
 /// # Errors
 /// [`LabError::AboveRoofline`] if an arm would read its weights faster than the best probe and they do not fit into the
@@ -80,11 +81,10 @@ pub fn bench(
         cooldown: options.cooldown,
     };
     let mut steps = Steps { done: 0, total: options.runs * options.arms.len(), tell };
-    let mut arms = Arms::new(subject.model, &options.patch)?;
+    let mut arms = Arms::new(subject.model, &options.patch, options.arms.len() > 1)?;
     let watch = Watch::start();
     let timings = timed_runs(&mut arms, &plan, probe.as_ref(), &mut steps)?;
     let conditions = watch.end(options.patch.threads.unwrap_or(1));
-    arms.select(Arm::Stock)?;
 
     let settings =
         settings(&options.patch, options.max_tokens, options.runs, options.cooldown, &options.arms);

@@ -173,8 +173,12 @@ pub struct ArmRecord {
     pub prefill: Spread,
     /// Generated tokens a second after the first.
     pub decode: Spread,
-    /// MLX's peak memory over its runs, in bytes.
+    /// Peak memory of MLX's arrays and of the CPU engine's weights over its runs, in bytes.
     pub peak_memory_bytes: u64,
+    /// The most physical memory that the process held over its runs, in bytes: the other arm's weights too, where both arms
+    /// are measured, and the buffer of the bandwidth probe. None where the system does not tell.
+    #[serde(default)]
+    pub resident_peak_bytes: Option<u64>,
     /// Bytes of weights that a token reads, as this arm holds them in memory.
     pub bytes_per_token: u64,
     /// Nodes of the graph that a token runs through.

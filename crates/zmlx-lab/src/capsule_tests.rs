@@ -17,6 +17,7 @@ pub(crate) fn arm(arm: Arm, decode: &[f64]) -> ArmRecord {
         prefill: Spread::of(&prefill).unwrap(),
         decode: Spread::of(decode).unwrap(),
         peak_memory_bytes: 5_100_000_000,
+        resident_peak_bytes: Some(5_400_000_000),
         bytes_per_token: 880_000_000,
         graph_nodes: 700,
         launches_per_token: None,

@@ -5,8 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use zmlx_mlx::stream::with_stream;
-use zmlx_mlx::{Dtype, eval, memory};
-use zmlx_models::{Completion, Flow, GenerateError, GenerateOptions, LoadOptions, Model, Session};
+use zmlx_mlx::{Dtype, eval};
+use zmlx_models::{Completion, Flow, GenerateError, GenerateOptions, LoadOptions, Model, Session, memory};
 
 use crate::arms::{Arm, Arms, Counts};
 use crate::bandwidth::Probe;
@@ -83,6 +83,7 @@ pub(crate) struct TimedRun {
     pub(crate) arm: Arm,
     pub(crate) record: RunRecord,
     pub(crate) peak_memory_bytes: u64,
+    pub(crate) resident_peak_bytes: Option<u64>,
     /// The tokens of each prompt.
     pub(crate) tokens: Vec<Vec<u32>>,
 }
@@ -132,6 +133,7 @@ pub(crate) fn timed_runs(
 
 fn timed_run(model: &Model, arm: Arm, plan: &Plan<'_>, order: usize) -> Result<TimedRun, LabError> {
     memory::reset_peak()?;
+    memory::reset_resident_peak();
     let (mut prefill, mut decode) = (Rate::default(), Rate::default());
     let mut tokens = Vec::new();
     for prompt in plan.prompts {
@@ -145,7 +147,8 @@ fn timed_run(model: &Model, arm: Arm, plan: &Plan<'_>, order: usize) -> Result<T
         prefill_tok_s: prefill.per_second(),
         decode_tok_s: decode.per_second(),
     };
-    Ok(TimedRun { arm, record, peak_memory_bytes: memory::peak()?, tokens })
+    let (peak_memory_bytes, resident_peak_bytes) = (memory::peak()?, memory::resident_peak());
+    Ok(TimedRun { arm, record, peak_memory_bytes, resident_peak_bytes, tokens })
 }
 
 /// Tokens and the time they took, from rates of several prompts.
@@ -239,6 +242,7 @@ pub(crate) fn arm_record(
         prefill,
         decode,
         peak_memory_bytes: of_arm().map(|r| r.peak_memory_bytes).max().unwrap_or(0),
+        resident_peak_bytes: of_arm().filter_map(|r| r.resident_peak_bytes).max(),
         bytes_per_token: counts.bytes_per_token,
         graph_nodes: counts.graph_nodes,
         launches_per_token: counts.launches_per_token,
@@ -370,6 +374,7 @@ mod tests {
             arm: Arm::Stock,
             record: record(order),
             peak_memory_bytes: 7 + order,
+            resident_peak_bytes: Some(9 - order),
             tokens: Vec::new(),
         };
         let counts = Counts { bytes_per_token: 1_000_000_000, graph_nodes: 9, launches_per_token: None };

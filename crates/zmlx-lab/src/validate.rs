@@ -103,7 +103,7 @@ pub fn validate(
         cooldown: options.cooldown,
     };
     let mut steps = Steps { done: 0, total: 2 * options.runs + prompts.len(), tell };
-    let mut arms = Arms::new(subject.model, &options.patch)?;
+    let mut arms = Arms::new(subject.model, &options.patch, true)?;
     let watch = Watch::start();
     let timings = timed_runs(&mut arms, &plan, probe.as_ref(), &mut steps)?;
     let conditions = watch.end(options.patch.threads.unwrap_or(1));

@@ -65,7 +65,7 @@ pub struct Completion {
     pub prompt_tps: f64,
     /// Tokens a second after the first; 0 when there was only one.
     pub decode_tps: f64,
-    /// MLX's peak memory, weights included.
+    /// [Peak memory](crate::memory::peak), weights included.
     pub peak_memory_bytes: u64,
     /// Dtype of the activations.
     pub dtype: String,
@@ -260,7 +260,7 @@ impl<'m> Session<'m> {
             text: text.text,
             prompt_tps,
             decode_tps,
-            peak_memory_bytes: memory::peak()?,
+            peak_memory_bytes: crate::memory::peak()?,
             dtype: self.model.dtype_name().to_owned(),
             device: self.model.device_name(),
             finish_reason,

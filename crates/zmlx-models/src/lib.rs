@@ -31,6 +31,7 @@ pub mod gguf;
 pub mod hub;
 mod info;
 mod load;
+pub mod memory;
 mod options;
 pub mod patch;
 mod profile;

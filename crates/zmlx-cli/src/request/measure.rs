@@ -94,7 +94,12 @@ impl TryFrom<ModelBenchArgs> for BenchRequest {
             arms: if arms.is_empty() { usual.arms } else { arms },
             patch: patch_options(&args.patch)?,
         };
-        Ok(Self { target: target(args.model, args.run)?, options })
+        let mut target = target(args.model, args.run)?;
+        if options.arms == [Arm::Patched] {
+            // Not the stock form first: a model may just fit into memory.
+            target.load.patch = Some(options.patch.clone());
+        }
+        Ok(Self { target, options })
     }
 }
 

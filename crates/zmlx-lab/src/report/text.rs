@@ -109,6 +109,9 @@ fn speeds(out: &mut String, capsule: &Capsule) {
             bytes(arm.peak_memory_bytes)
         );
     }
+    if let Some(peak) = capsule.arms.iter().filter_map(|arm| arm.resident_peak_bytes).max() {
+        line(out, "resident", &format!("{} at most, the process with all that it measured", bytes(peak)));
+    }
     if let Some(gains) = &capsule.gains {
         let gains = format!("prefill {}; decode {}", gain_text(&gains.prefill), gain_text(&gains.decode));
         line(out, "gain", &gains);
