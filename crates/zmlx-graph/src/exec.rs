@@ -8,7 +8,8 @@ use zmlx_mlx::{Array, Dtype};
 use crate::cost::CostContext;
 use crate::error::{GraphError, Result};
 use crate::graph::{Graph, Value};
-use crate::native::{Cut, Plan, Region, Step};
+use crate::held::Held;
+use crate::native::{Cut, Plan, Region, Step, Tensors};
 use crate::op::Context;
 use crate::state::{SlotId, SlotValue, State};
 use crate::weights::{BoundWeight, TensorSpec, WeightId};
@@ -27,7 +28,7 @@ pub struct Executor {
 }
 
 /// Hands out tensors as arrays.
-type Arrays<'a> = dyn FnMut(&TensorSpec) -> Option<Array> + 'a;
+pub(crate) type Arrays<'a> = dyn FnMut(&TensorSpec) -> Option<Array> + 'a;
 
 /// Of which positions of a call the logits are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,11 +43,8 @@ pub enum Wanted {
 
 impl Executor {
     /// Binds the weights that `tensor` hands out by name, and runs all nodes on MLX.
-    pub fn new(graph: Arc<Graph>, mut tensor: impl FnMut(&TensorSpec) -> Option<Array>) -> Result<Self> {
-        graph.check()?;
-        let steps = (0..graph.nodes.len()).map(Step::Node).collect();
-        let plan = Plan { steps, ..Plan::default() };
-        Self::with_plan(graph, plan, &mut tensor, 1)
+    pub fn new(graph: Arc<Graph>, tensor: impl FnMut(&TensorSpec) -> Option<Array>) -> Result<Self> {
+        Held::none().stock(graph, tensor)
     }
 
     /// Runs fused nodes on the CPU's engine with `threads` threads, and the others on MLX. `stored` writes the
@@ -55,13 +53,10 @@ impl Executor {
     pub fn native(
         graph: Arc<Graph>,
         threads: usize,
-        mut stored: impl FnMut(&TensorSpec, &mut Vec<u8>) -> Option<Dtype>,
-        mut converted: impl FnMut(&TensorSpec) -> Option<Array>,
+        stored: impl FnMut(&TensorSpec, &mut Vec<u8>) -> Option<Dtype>,
+        converted: impl FnMut(&TensorSpec) -> Option<Array>,
     ) -> Result<Self> {
-        graph.check()?;
-        let reads = last_reads(&graph);
-        let plan = Plan::new(&graph, &reads, &mut stored, Cut::Regions)?;
-        Self::with_plan(graph, plan, &mut converted, threads)
+        Held::none().native(graph, threads, stored, converted)
     }
 
     /// As [`Self::native`], but each fused node is a program of its own: slower, and the value of each can be seen. For
@@ -69,17 +64,41 @@ impl Executor {
     pub fn separate(
         graph: Arc<Graph>,
         threads: usize,
-        mut stored: impl FnMut(&TensorSpec, &mut Vec<u8>) -> Option<Dtype>,
-        mut converted: impl FnMut(&TensorSpec) -> Option<Array>,
+        stored: impl FnMut(&TensorSpec, &mut Vec<u8>) -> Option<Dtype>,
+        converted: impl FnMut(&TensorSpec) -> Option<Array>,
+    ) -> Result<Self> {
+        Held::none().separate(graph, threads, stored, converted)
+    }
+
+    pub(crate) fn on_mlx(graph: Arc<Graph>, held: &Held, tensor: &mut Arrays<'_>) -> Result<Self> {
+        graph.check()?;
+        let steps = (0..graph.nodes.len()).map(Step::Node).collect();
+        let plan = Plan { steps, ..Plan::default() };
+        Self::with_plan(graph, plan, held, tensor, 1)
+    }
+
+    pub(crate) fn on_engine(
+        graph: Arc<Graph>,
+        threads: usize,
+        cut: Cut,
+        held: &Held,
+        stored: &mut Tensors<'_>,
+        converted: &mut Arrays<'_>,
     ) -> Result<Self> {
         graph.check()?;
         let reads = last_reads(&graph);
-        let plan = Plan::new(&graph, &reads, &mut stored, Cut::Nodes)?;
-        Self::with_plan(graph, plan, &mut converted, threads)
+        let plan = Plan::new(&graph, &reads, held, stored, cut)?;
+        Self::with_plan(graph, plan, held, converted, threads)
     }
 
-    fn with_plan(graph: Arc<Graph>, plan: Plan, tensor: &mut Arrays<'_>, threads: usize) -> Result<Self> {
-        let on_mlx: HashSet<usize> = plan
+    fn with_plan(
+        graph: Arc<Graph>,
+        plan: Plan,
+        held: &Held,
+        tensor: &mut Arrays<'_>,
+        threads: usize,
+    ) -> Result<Self> {
+        let on_mlx: HashSet<WeightId> = plan
             .steps
             .iter()
             .filter_map(|s| match s {
@@ -87,12 +106,16 @@ impl Executor {
                 Step::Region(_) => None,
             })
             .flatten()
-            .map(|id| id.0)
             .collect();
+        let held = held.of(&graph);
         let mut weights = Vec::with_capacity(graph.weights.len());
         for (index, weight) in graph.weights.iter().enumerate() {
-            if !on_mlx.contains(&index) {
+            if !on_mlx.contains(&WeightId(index)) {
                 weights.push(None);
+                continue;
+            }
+            if let Some(bound) = held.and_then(|h| h.bound.get(&WeightId(index))) {
+                weights.push(Some(bound.clone()));
                 continue;
             }
             let mut arrays = Vec::new();
@@ -169,11 +192,19 @@ impl Executor {
         self.walk(tokens, state, wanted, &mut |_| Ok(()))
     }
 
+    /// Its weights, for other executors of the same model to share.
+    pub fn held(&self) -> Held {
+        let bound = self.weights.iter().enumerate();
+        let bound = bound.filter_map(|(index, w)| Some((WeightId(index), w.clone()?))).collect();
+        let (matrices, vectors) = (self.plan.matrices.clone(), self.plan.vectors.clone());
+        Held { declared: self.graph.weights.clone(), matrices, vectors, bound }
+    }
+
     /// Bytes of each weight as it is held, by number: by the engine if a fused node reads it, else for MLX.
     pub fn weight_bytes(&self) -> Vec<u64> {
         let held = |(index, bound): (usize, &Option<BoundWeight>)| {
             let on_mlx = || bound.as_ref().map_or(0, BoundWeight::bytes);
-            self.plan.held.get(&WeightId(index)).copied().unwrap_or_else(on_mlx)
+            self.plan.held(WeightId(index)).unwrap_or_else(on_mlx)
         };
         self.weights.iter().enumerate().map(held).collect()
     }

@@ -169,3 +169,54 @@ fn the_first_broken_op_is_named_and_no_other() {
     assert_eq!(names, [("broken", "layers.0"), ("broken", "layers.1")], "its users are not blamed");
     assert!(bad[0].error > 0.1 && bad[0].output == 0);
 }
+
+/// Executors of one model share what is loaded: another set of patterns asks only for what no one had.
+#[test]
+fn weights_in_memory_are_not_asked_for_again() {
+    let with = |names: &dyn Fn(&str) -> bool| {
+        let patterns = patterns::ALL.iter().copied().filter(|p| names(p.name)).collect();
+        let choice = Choice { patterns, max_class: Fidelity::TokenIdentical, backend: Backend::Cpu };
+        Arc::new(rewrite(&graph(), &choice).unwrap().graph)
+    };
+    let (all, headless) = (with(&|_| true), with(&|name| !["lm_head", "norm_linear"].contains(&name)));
+    let asked = std::cell::RefCell::new(Vec::new());
+    let count = |spec: &TensorSpec| asked.borrow_mut().push(spec.name.clone());
+    let write = |spec: &TensorSpec, bytes: &mut Vec<u8>| {
+        count(spec);
+        stored(spec, bytes)
+    };
+    let convert = |spec: &TensorSpec| {
+        count(spec);
+        tensor(spec)
+    };
+    let first = Executor::native(Arc::clone(&all), 2, write, convert).unwrap();
+    assert!(asked.take().len() > 10);
+    let mut held = first.held();
+    let again = held.native(Arc::clone(&all), 1, write, convert).unwrap();
+    let apart = held.separate(Arc::clone(&all), 1, write, convert).unwrap();
+    assert!(asked.take().is_empty(), "all was there");
+    // The head runs on MLX now, which wants it in its own form.
+    let other = held.native(Arc::clone(&headless), 1, write, convert).unwrap();
+    let missing = asked.take();
+    assert!(!missing.is_empty() && missing.iter().all(|name| name.starts_with("embed")), "{missing:?}");
+    held.join(other.held());
+    let last = held.native(headless, 1, write, convert).unwrap();
+    assert!(asked.take().is_empty(), "the head too is there now");
+    let stock = held.stock(Arc::new(graph()), convert).unwrap();
+    assert!(!asked.take().is_empty(), "MLX has none of what only the engine read");
+
+    let ids = Array::from_slice(&[5u32, 3, 77], &[1, 3]).unwrap();
+    let logits = |e: &Executor| e.run(&ids, &mut e.new_state()).unwrap().to_vec::<f32>().unwrap();
+    let expected = logits(&first);
+    assert_eq!(logits(&again), expected);
+    assert_eq!(logits(&apart), expected);
+    for other in [&other, &last, &stock] {
+        let found = logits(other);
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-3));
+    }
+    // Those of another model are no use.
+    let mut another = graph();
+    another.weights[0].path.push_str(".other");
+    let _ = held.native(Arc::new(another), 1, write, convert);
+    assert!(asked.take().len() > 10);
+}

@@ -89,7 +89,8 @@ trait Speed {
 /// helps. The result must not be slower than the full set, and faster than stock, or those are taken. Nothing is looser
 /// than the class that the options allow. The choice is kept under model hash, processor, threads and versions.
 ///
-/// Each change of patterns reads the weights anew, some ten changes a pattern.
+/// There are some ten changes a pattern. A weight is read once and then stays, in the engine's form and, where a set leaves
+/// it to MLX, in MLX's too, until all is measured: up to twice the memory.
 ///
 /// # Errors
 /// Options out of range, failures of the model, and a folder that cannot be written.
@@ -105,12 +106,10 @@ pub fn smart_patch(
     let key = key(path, options.patch.threads)?;
     let store = store(options.directory.as_deref())?;
     let mut here = Here { model: subject.model, sample, options };
-    let full = here.full()?;
-    let mut report = choose(&mut here, full, options.rounds, tell)?;
-    let saved = store.put(&decision(key, &report))?;
-    report.file = Some(saved.path);
-    here.decode(&report.chosen)?;
-    Ok(report)
+    here.model.keep_weights(true);
+    let report = here.choose(key, &store, tell);
+    here.model.keep_weights(false);
+    report
 }
 
 /// The patterns that [`smart_patch`] chose for the model at `path`, as options with which to patch it. `directory` as in
@@ -157,6 +156,21 @@ impl Here<'_> {
     fn only(&self, patterns: &[String]) -> PatchOptions {
         let patterns = Some(patterns.to_vec());
         PatchOptions { patterns, exclude: Vec::new(), environment: false, ..self.options.patch.clone() }
+    }
+
+    /// Measures, remembers, and leaves the model patched with the choice.
+    fn choose(
+        &mut self,
+        key: Key,
+        store: &Store,
+        tell: &mut dyn FnMut(Progress),
+    ) -> Result<SmartReport, LabError> {
+        let full = self.full()?;
+        let mut report = choose(self, full, self.options.rounds, tell)?;
+        let saved = store.put(&decision(key, &report))?;
+        report.file = Some(saved.path);
+        self.decode(&report.chosen)?;
+        Ok(report)
     }
 
     /// The patterns that the options put in somewhere.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use zmlx_graph::native::write_bytes;
 use zmlx_graph::pattern::{Backend, PatternReport, Rewritten, rewrite};
 use zmlx_graph::weights::{Format, TensorSpec};
-use zmlx_graph::{Executor, Graph, State, Wanted};
+use zmlx_graph::{Executor, Graph, Held, State, Wanted};
 use zmlx_mlx::stream::{self, Device, Stream, with_stream};
 use zmlx_mlx::{Array, Dtype};
 
@@ -40,6 +40,8 @@ pub struct Model {
     /// The other form, if both are kept.
     kept: Option<Form>,
     keep_both: bool,
+    /// All weights that any form had, if they are to stay.
+    pool: Option<Held>,
     tokenizer: Option<Tokenizer>,
     eos_token_ids: Vec<u32>,
     info: ModelInfo,
@@ -84,7 +86,8 @@ impl Model {
         // Before the weights, so that a bad one does not cost their time.
         let tokenizer = source.tokenizer()?;
         let stock = Arc::new(built.graph.clone());
-        let weights = Weights { built: &built, source: &source, wanted, stream };
+        let held = Held::none();
+        let weights = Weights { built: &built, source: &source, wanted, stream, held };
         let active = match &options.patch {
             Some(patch) => weights.patched(&stock, patch, progress).map_err(|e| match e {
                 PatchError::Load(error) => error,
@@ -106,6 +109,7 @@ impl Model {
             active,
             kept: None,
             keep_both: false,
+            pool: None,
             tokenizer,
             eos_token_ids,
             info,
@@ -122,8 +126,9 @@ impl Model {
     }
 
     /// Replaces what patterns match in the model's graph by fused ops, and loads their weights in the order in which these
-    /// read them fastest. A model that is patched already is patched anew from its stock graph. States made before are of
-    /// no use after. While it loads, old and new weights are both in memory; `LoadOptions::patch` avoids that.
+    /// read them fastest. A model that is patched already is patched anew from its stock graph; what both forms need is
+    /// shared and not loaded again. States made before are of no use after. While it loads, old and new weights are both in
+    /// memory; `LoadOptions::patch` avoids that.
     ///
     /// # Errors
     /// [`PatchError`]; the model stays as it was.
@@ -163,6 +168,20 @@ impl Model {
         }
     }
 
+    /// From now on keeps every weight that it has loaded, as the engine holds it and as MLX does, so that patching in other
+    /// ways reads nothing twice. In the end all weights may be in memory in both forms.
+    pub fn keep_weights(&mut self, on: bool) {
+        self.pool = on.then(|| self.held());
+    }
+
+    /// The weights in memory, by reference.
+    fn held(&self) -> Held {
+        let mut held = self.active.executor.held();
+        let others = self.kept.iter().map(|form| form.executor.held()).chain(self.pool.clone());
+        others.for_each(|other| held.join(other));
+        held
+    }
+
     /// What [`Self::patch`] would find with these options. No weights are read.
     ///
     /// # Errors
@@ -172,8 +191,8 @@ impl Model {
     }
 
     /// The patched graph twice, to [hold each fused op against what it replaces](zmlx_graph::bisect): on MLX, where it is
-    /// that, and on the engine, where each is a program of its own. The model stays as it is; the weights are in memory
-    /// three times.
+    /// that, and on the engine, where each is a program of its own. The model stays as it is and shares its weights with
+    /// them, so that these are in memory twice: as MLX has them, and as the engine has.
     ///
     /// # Errors
     /// As [`Self::patch`].
@@ -192,10 +211,14 @@ impl Model {
         if self.keep_both && before.patch.is_some() != self.active.patch.is_some() {
             self.kept = Some(before);
         }
+        if let Some(pool) = &mut self.pool {
+            pool.join(self.active.executor.held());
+        }
     }
 
     fn weights(&self) -> Weights<'_> {
-        Weights { built: &self.built, source: &self.source, wanted: self.wanted, stream: self.stream }
+        let held = self.held();
+        Weights { built: &self.built, source: &self.source, wanted: self.wanted, stream: self.stream, held }
     }
 
     /// Whether it is patched.
@@ -340,6 +363,8 @@ struct Weights<'a> {
     source: &'a Source,
     wanted: Option<Dtype>,
     stream: Stream,
+    /// What need not be read.
+    held: Held,
 }
 
 impl Weights<'_> {
@@ -350,9 +375,10 @@ impl Weights<'_> {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Executor, LoadError> {
         check_device(self.built, self.stream.device(), self.wanted)?;
-        let read = || read_weights(self.built, self.source, self.wanted, progress);
+        let held = self.held.on_mlx(graph);
+        let read = || read_weights(self.built, self.source, self.wanted, &held, progress);
         let mut arrays = with_stream(self.stream, read)?;
-        Ok(Executor::new(Arc::clone(graph), |spec| arrays.remove(&spec.name))?)
+        Ok(self.held.stock(Arc::clone(graph), |spec| arrays.remove(&spec.name))?)
     }
 
     /// The patched graph and the engine's threads.
@@ -421,8 +447,8 @@ impl Weights<'_> {
             array.map_err(|e| failure.borrow_mut().get_or_insert(e.into()).to_string()).ok()
         };
         let executor = match separate {
-            true => Executor::separate(graph, threads, stored, converted),
-            false => Executor::native(graph, threads, stored, converted),
+            true => self.held.separate(graph, threads, stored, converted),
+            false => self.held.native(graph, threads, stored, converted),
         };
         match (executor, failure.into_inner()) {
             (Err(_), Some(error)) => Err(error.into()),
@@ -431,11 +457,12 @@ impl Weights<'_> {
     }
 }
 
-/// Reads every tensor that the graph needs, converted to the dtype it runs in.
+/// Reads every tensor that the graph needs, but for weights that are held already, converted to the dtype it runs in.
 fn read_weights(
     built: &Built,
     source: &Source,
     dtype: Option<Dtype>,
+    held: &[bool],
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<HashMap<String, Array>, LoadError> {
     let mut files = source.reader()?;
@@ -445,7 +472,8 @@ fn read_weights(
     let mut arrays: HashMap<String, Array> = HashMap::new();
     let mut batch: Vec<Array> = Vec::new();
     let mut batch_bytes = 0;
-    for weight in &built.graph.weights {
+    let lacking = built.graph.weights.iter().zip(held).filter(|(_, held)| !**held);
+    for (weight, _) in lacking {
         for spec in weight.tensors() {
             let array = read_tensor(built, &spec, &mut files)?;
             batch_bytes += array.nbytes();

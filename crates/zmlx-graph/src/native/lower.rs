@@ -11,6 +11,7 @@ use zmlx_engine::stages::{Norm, Rope};
 use zmlx_mlx::{Array, Dtype};
 
 use crate::graph::{Graph, Node, Value};
+use crate::held::Held;
 use crate::state::SlotId;
 use crate::weights::{Format, TensorSpec, WeightId};
 
@@ -92,8 +93,10 @@ pub struct Lowering<'a> {
     pub(crate) inputs: Vec<(Value, Buffer, Form)>,
     pub(crate) slots: HashMap<SlotId, usize>,
     pub(crate) templates: Vec<Slot>,
-    matrices: HashMap<WeightId, Matrix>,
-    vectors: HashMap<WeightId, Vec<f32>>,
+    /// Weights that need not be loaded.
+    held: Option<&'a Held>,
+    pub(crate) matrices: HashMap<WeightId, Matrix>,
+    pub(crate) vectors: HashMap<WeightId, Vec<f32>>,
     /// Room for the parts of one weight, kept: fresh pages cost more than reading into them.
     staging: [Vec<u8>; 3],
     ropes: HashMap<String, Arc<Rope>>,
@@ -107,7 +110,7 @@ pub struct Lowering<'a> {
 }
 
 impl<'a> Lowering<'a> {
-    pub(crate) fn new(graph: &'a Graph, tensors: &'a mut Tensors<'a>) -> Self {
+    pub(crate) fn new(graph: &'a Graph, held: Option<&'a Held>, tensors: &'a mut Tensors<'a>) -> Self {
         Self {
             graph,
             tensors,
@@ -116,6 +119,7 @@ impl<'a> Lowering<'a> {
             inputs: Vec::new(),
             slots: HashMap::new(),
             templates: Vec::new(),
+            held,
             matrices: HashMap::new(),
             vectors: HashMap::new(),
             staging: Default::default(),
@@ -153,13 +157,6 @@ impl<'a> Lowering<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Bytes of each weight that it has loaded, as the engine holds it.
-    pub(crate) fn held(&self) -> HashMap<WeightId, u64> {
-        let of = |m: &Matrix| (m.experts() * m.rows() * m.row_bytes()) as u64;
-        let vectors = self.vectors.iter().map(|(id, v)| (*id, size_of_val(v.as_slice()) as u64));
-        self.matrices.iter().map(|(id, m)| (*id, of(m))).chain(vectors).collect()
     }
 
     fn release(&mut self, buffer: Buffer) {
@@ -250,6 +247,10 @@ impl<'a> Lowering<'a> {
         if let Some(matrix) = self.matrices.get(&id) {
             return Ok(matrix.clone());
         }
+        if let Some(matrix) = self.held.and_then(|h| h.matrices.get(&id)) {
+            self.matrices.insert(id, matrix.clone());
+            return Ok(matrix.clone());
+        }
         let weight = &self.graph.weights[id.0];
         let fail = |message: String| LoweringError::Weight { path: weight.path.clone(), message };
         let mut dtypes = Vec::new();
@@ -278,6 +279,10 @@ impl<'a> Lowering<'a> {
     /// [`LoweringError`] if it is missing or quantised.
     pub fn vector(&mut self, id: WeightId) -> Result<Vec<f32>, LoweringError> {
         if let Some(vector) = self.vectors.get(&id) {
+            return Ok(vector.clone());
+        }
+        if let Some(vector) = self.held.and_then(|h| h.vectors.get(&id)) {
+            self.vectors.insert(id, vector.clone());
             return Ok(vector.clone());
         }
         let weight = &self.graph.weights[id.0];

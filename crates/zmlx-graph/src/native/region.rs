@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 
+use zmlx_engine::matrix::Matrix;
 use zmlx_engine::program::{Buffer, Call, Program, Runner, Slot};
 use zmlx_mlx::{Array, Dtype, Error, Result};
 
 use super::lower::{Form, Lowering, LoweringError, Place, Tensors};
 use crate::graph::{Graph, Value};
+use crate::held::Held;
 use crate::state::SlotId;
 use crate::weights::WeightId;
 
@@ -45,20 +47,22 @@ pub(crate) struct Plan {
     /// Which slots of the graph are slots of the engine, and their empty forms.
     pub(crate) slots: HashMap<SlotId, usize>,
     pub(crate) templates: Vec<Slot>,
-    /// Bytes of the weights that the engine holds.
-    pub(crate) held: HashMap<WeightId, u64>,
+    /// The weights that the engine holds.
+    pub(crate) matrices: HashMap<WeightId, Matrix>,
+    pub(crate) vectors: HashMap<WeightId, Vec<f32>>,
 }
 
 impl Plan {
-    /// Cuts the graph and loads the weights of its fused nodes. `last_reads`: for each node, the values that nobody reads
-    /// after it.
+    /// Cuts the graph and loads the weights of its fused nodes that `held` lacks. `last_reads`: for each node, the values
+    /// that nobody reads after it.
     pub(crate) fn new(
         graph: &Graph,
         last_reads: &[Vec<Value>],
+        held: &Held,
         tensors: &mut Tensors<'_>,
         cut: Cut,
     ) -> std::result::Result<Self, LoweringError> {
-        let mut lowering = Lowering::new(graph, tensors);
+        let mut lowering = Lowering::new(graph, held.of(graph), tensors);
         let mut steps = Vec::new();
         let mut index = 0;
         while index < graph.nodes.len() {
@@ -94,8 +98,14 @@ impl Plan {
                 outputs,
             }));
         }
-        let held = lowering.held();
-        Ok(Self { steps, slots: lowering.slots, templates: lowering.templates, held })
+        let Lowering { slots, templates, matrices, vectors, .. } = lowering;
+        Ok(Self { steps, slots, templates, matrices, vectors })
+    }
+
+    /// Bytes of a weight as the engine holds it, if it does.
+    pub(crate) fn held(&self, id: WeightId) -> Option<u64> {
+        let matrix = self.matrices.get(&id).map(|m| (m.experts() * m.rows() * m.row_bytes()) as u64);
+        matrix.or_else(|| self.vectors.get(&id).map(|v| size_of_val(v.as_slice()) as u64))
     }
 
     /// Most stages of a program.
