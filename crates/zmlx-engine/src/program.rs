@@ -232,8 +232,30 @@ pub struct Call<'a> {
     pub batch: usize,
     /// Positions that came before.
     pub position: usize,
-    /// Of how many rows at the end of each sequence the output is wanted.
-    pub outputs: usize,
+    /// Of which positions the output is wanted.
+    pub wanted: Wanted,
+}
+
+/// Of which positions of a call the output (of a model, the logits) is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// All.
+    All,
+    /// The last of each sequence.
+    Last,
+    /// None: only the state is to move on.
+    None,
+}
+
+impl Wanted {
+    /// How many rows at the end of each sequence that is, of `length`.
+    pub fn rows(self, length: usize) -> usize {
+        match self {
+            Self::All => length,
+            Self::Last => length.min(1),
+            Self::None => 0,
+        }
+    }
 }
 
 /// Runs programs: the team, buffers, and each thread's room.
@@ -311,7 +333,7 @@ impl Runner {
             batch: call.batch,
             length,
             position: call.position,
-            outputs: call.outputs.min(length),
+            outputs: call.wanted.rows(length),
             buffers: &self.buffers,
             slots,
             shared: self.shared.raw(),

@@ -3,7 +3,7 @@
 use zmlx_engine::cells::Cells;
 use zmlx_engine::matrix::{Data, Float, Matrix};
 use zmlx_engine::memory::Bytes;
-use zmlx_engine::program::{Buffer, Call, Program, Runner, Slot};
+use zmlx_engine::program::{Buffer, Call, Program, Runner, Slot, Wanted};
 use zmlx_engine::stages::{Attend, Groups, Route, Scores, ShortConv, Source, Ties};
 
 fn noise(seed: u64, len: usize) -> Vec<f32> {
@@ -16,7 +16,7 @@ fn noise(seed: u64, len: usize) -> Vec<f32> {
 }
 
 fn call(tokens: &[u32], batch: usize, position: usize) -> Call<'_> {
-    Call { tokens, batch, position, outputs: tokens.len() / batch }
+    Call { tokens, batch, position, wanted: Wanted::All }
 }
 
 /// `[batch, heads, positions, width]` of a cache, in `capacity` positions.

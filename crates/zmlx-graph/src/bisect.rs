@@ -7,8 +7,9 @@
 use serde::Serialize;
 use zmlx_mlx::{Array, Dtype};
 
+use crate::Wanted;
 use crate::error::{GraphError, Result};
-use crate::exec::{Done, Executor, Wanted};
+use crate::exec::{Done, Executor};
 use crate::fidelity::Fidelity;
 use crate::graph::Value;
 

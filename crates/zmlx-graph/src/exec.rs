@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use zmlx_engine::program::{Call, Runner};
+use zmlx_engine::program::{Call, Runner, Wanted};
 use zmlx_mlx::{Array, Dtype};
 
 use crate::cost::CostContext;
@@ -29,17 +29,6 @@ pub struct Executor {
 
 /// Hands out tensors as arrays.
 pub(crate) type Arrays<'a> = dyn FnMut(&TensorSpec) -> Option<Array> + 'a;
-
-/// Of which positions of a call the logits are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
-    /// All.
-    All,
-    /// The last.
-    Last,
-    /// None: only the state is to move on.
-    None,
-}
 
 impl Executor {
     /// Binds the weights that `tensor` hands out by name, and runs all nodes on MLX.
@@ -243,11 +232,7 @@ impl Executor {
         let at = |index: usize| move |source| self.node_error(index, source);
         let input = usize::MAX;
         let (batch, length) = (tokens.dim(0).map_err(at(input))?, tokens.dim(1).map_err(at(input))?);
-        let outputs = match wanted {
-            Wanted::All => length,
-            Wanted::Last => 1,
-            Wanted::None => 0,
-        };
+        let outputs = wanted.rows(length.max(0) as usize) as i32;
         let mut values: Values = vec![Vec::new(); self.graph.nodes.len()];
         for step in &self.plan.steps {
             let done = match step {
@@ -262,8 +247,7 @@ impl Executor {
                     let first = region.nodes[0];
                     let ids = tokens.to_vec::<u32>().map_err(at(input))?;
                     let position = state.position as usize;
-                    let (batch, outputs) = (batch as usize, outputs as usize);
-                    let call = Call { tokens: &ids, batch, position, outputs };
+                    let call = Call { tokens: &ids, batch: batch as usize, position, wanted };
                     let runner = self.runner.as_ref();
                     let runner =
                         runner.ok_or_else(|| GraphError::Malformed("a region without an engine".into()))?;

@@ -5,9 +5,10 @@ use std::time::Instant;
 use serde::Serialize;
 use zmlx_mlx::Array;
 
+use crate::Wanted;
 use crate::cost::{Cost, Work, pool};
 use crate::error::{GraphError, Result};
-use crate::exec::{Done, Executor, Wanted};
+use crate::exec::{Done, Executor};
 use crate::graph::Graph;
 use crate::print::pooled_path;
 use crate::state::State;

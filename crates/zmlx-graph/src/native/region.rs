@@ -140,7 +140,7 @@ impl Region {
             let array = match place {
                 Place::Buffer(buffer, form) => {
                     let floats = &runner.buffer(*buffer)[..call.tokens.len() * form.width()];
-                    let wanted = if *value == output { call.outputs } else { length };
+                    let wanted = if *value == output { call.wanted.rows(length) } else { length };
                     export(floats, *form, call.batch, length, wanted)?
                 }
                 Place::Cache { slot, values } => {
