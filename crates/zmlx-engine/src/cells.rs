@@ -1,22 +1,27 @@
-//! Floats that the threads of a team write in disjoint parts.
+//! Numbers that the threads of a team write in disjoint parts.
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
 
-/// A buffer of floats that several threads use at once, each its own part.
-#[derive(Default)]
-pub struct Cells(Vec<UnsafeCell<f32>>);
+/// A buffer of numbers that several threads use at once, each its own part.
+pub struct Cells<T = f32>(Vec<UnsafeCell<T>>);
 
 // SAFETY: all access to the elements goes through unsafe functions, whose callers keep parts disjoint.
-unsafe impl Sync for Cells {}
+unsafe impl<T: Send + Sync> Sync for Cells<T> {}
 
-impl std::fmt::Debug for Cells {
+impl<T> Default for Cells<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> std::fmt::Debug for Cells<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Cells({})", self.0.len())
     }
 }
 
-impl Clone for Cells {
+impl<T: Copy + Default> Clone for Cells<T> {
     fn clone(&self) -> Self {
         // A buffer is cloned between runs, by someone who could also write it.
         // SAFETY: no run is on, since runs borrow their buffers.
@@ -24,19 +29,19 @@ impl Clone for Cells {
     }
 }
 
-impl From<Vec<f32>> for Cells {
-    fn from(values: Vec<f32>) -> Self {
+impl<T> From<Vec<T>> for Cells<T> {
+    fn from(values: Vec<T>) -> Self {
         Self(values.into_iter().map(UnsafeCell::new).collect())
     }
 }
 
-impl Cells {
+impl<T: Copy + Default> Cells<T> {
     /// `len` zeros.
     pub fn new(len: usize) -> Self {
-        Self::from(vec![0.0; len])
+        Self::from(vec![T::default(); len])
     }
 
-    /// Number of floats.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -46,16 +51,16 @@ impl Cells {
         self.0.is_empty()
     }
 
-    /// Makes room for `len` floats; what is there stays.
+    /// Makes room for `len` elements; what is there stays.
     pub fn grow(&mut self, len: usize) {
         if self.0.len() < len {
-            self.0.resize_with(len, || UnsafeCell::new(0.0));
+            self.0.resize_with(len, UnsafeCell::default);
         }
     }
 
-    /// The floats, when nobody else has the buffer.
-    pub fn as_mut_slice(&mut self) -> &mut [f32] {
-        // SAFETY: UnsafeCell<f32> is laid out as f32, and the reference is exclusive.
+    /// The elements, when nobody else has the buffer.
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        // SAFETY: UnsafeCell<T> is laid out as T, and the reference is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len()) }
     }
 
@@ -66,9 +71,9 @@ impl Cells {
     ///
     /// # Panics
     /// If the range is not within.
-    pub unsafe fn get(&self, range: Range<usize>) -> &[f32] {
+    pub unsafe fn get(&self, range: Range<usize>) -> &[T] {
         let part = &self.0[range];
-        // SAFETY: laid out as f32; the caller promises that nobody writes.
+        // SAFETY: laid out as T; the caller promises that nobody writes.
         unsafe { std::slice::from_raw_parts(part.as_ptr().cast(), part.len()) }
     }
 
@@ -80,9 +85,9 @@ impl Cells {
     /// # Panics
     /// If the range is not within.
     #[allow(clippy::mut_from_ref)]
-    pub unsafe fn get_mut(&self, range: Range<usize>) -> &mut [f32] {
+    pub unsafe fn get_mut(&self, range: Range<usize>) -> &mut [T] {
         let part = &self.0[range];
-        // SAFETY: laid out as f32 and in cells; the caller promises that nobody else uses it.
+        // SAFETY: laid out as T and in cells; the caller promises that nobody else uses it.
         unsafe { std::slice::from_raw_parts_mut(UnsafeCell::raw_get(part.as_ptr()), part.len()) }
     }
 }

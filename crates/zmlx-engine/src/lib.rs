@@ -9,5 +9,6 @@ pub mod matrix;
 pub mod memory;
 pub mod program;
 pub mod stages;
+pub mod store;
 pub mod team;
 mod vector;

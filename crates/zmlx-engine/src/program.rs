@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::cells::Cells;
 use crate::matrix::{Activations, Layout, Raw, Scratch};
+use crate::store::Store;
 use crate::team::{Job, Team};
 
 /// Number of a buffer of a program.
@@ -101,9 +102,9 @@ pub enum Slot {
     /// Keys and values of each sequence: `[batch, heads, capacity, head_dim]`.
     Kv {
         /// Keys.
-        keys: Cells,
+        keys: Store,
         /// Values.
-        values: Cells,
+        values: Store,
         /// Key/value heads.
         heads: usize,
         /// Width of a key.
@@ -128,10 +129,21 @@ pub enum Slot {
 const KV_STEP: usize = 256;
 
 impl Slot {
-    /// An empty key/value slot.
+    /// An empty key/value slot of float32.
     pub fn kv(heads: usize, key_width: usize, value_width: usize) -> Self {
-        let (keys, values) = (Cells::default(), Cells::default());
+        let (keys, values) = (Cells::default().into(), Cells::default().into());
         Self::Kv { keys, values, heads, key_width, value_width, capacity: 0 }
+    }
+
+    /// The same slot, empty and with keys and values in half precision.
+    pub fn half(self) -> Self {
+        match self {
+            Self::Kv { heads, key_width, value_width, .. } => {
+                let (keys, values) = (Store::half(), Store::half());
+                Self::Kv { keys, values, heads, key_width, value_width, capacity: 0 }
+            }
+            rows @ Self::Rows { .. } => rows,
+        }
     }
 
     /// Rows of zeros.
@@ -148,16 +160,8 @@ impl Slot {
                 }
                 // Doubling keeps the copying linear in the length.
                 let room = positions.max(*capacity * 2).next_multiple_of(KV_STEP);
-                for (cells, width) in [(keys, *key_width), (values, *value_width)] {
-                    let mut grown = vec![0.0; batch * *heads * room * width];
-                    let old = cells.as_mut_slice();
-                    for part in 0..batch * *heads {
-                        if used > 0 {
-                            let from = &old[part * *capacity * width..][..used * width];
-                            grown[part * room * width..][..used * width].copy_from_slice(from);
-                        }
-                    }
-                    *cells = Cells::from(grown);
+                for (store, width) in [(keys, *key_width), (values, *value_width)] {
+                    *store = store.regrown(batch * *heads, *capacity * width, used * width, room * width);
                 }
                 *capacity = room;
             }
@@ -168,7 +172,7 @@ impl Slot {
     /// Bytes it takes.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Kv { keys, values, .. } => 4 * (keys.len() + values.len()),
+            Self::Kv { keys, values, .. } => keys.bytes() + values.bytes(),
             Self::Rows { values, .. } => 4 * values.len(),
         }
     }

@@ -1,8 +1,13 @@
 //! Small vector functions of the stages.
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use zmlx_simd::{MathFn, map};
 
 pub(crate) use crate::matrix::dot_f32 as dot;
+#[cfg(target_arch = "x86_64")]
+use crate::matrix::{F16, F32, load_scales, size};
+use crate::store::Part;
 
 /// `y += a * x`.
 #[inline]
@@ -96,34 +101,57 @@ pub(crate) fn sum(x: &[f32]) -> f32 {
 }
 
 /// `out[j] = scale * q . k[j]` for the rows of `k`, each as wide as `q`.
-pub(crate) fn scores(q: &[f32], k: &[f32], scale: f32, out: &mut [f32]) {
+pub(crate) fn scores(q: &[f32], k: Part<'_>, scale: f32, out: &mut [f32]) {
+    let d = q.len();
     #[cfg(target_arch = "x86_64")]
-    if crate::matrix::has_avx2() && q.len().is_multiple_of(8) && k.len() == q.len() * out.len() {
-        // SAFETY: AVX2 and FMA are there, and the lengths fit.
-        unsafe { scores_avx2(q, k, scale, out) };
+    if crate::matrix::has_avx2() && d.is_multiple_of(8) && k.len() == d * out.len() {
+        // SAFETY: AVX2, FMA and F16C are there, and the lengths fit.
+        unsafe {
+            match k {
+                Part::F32(k) => scores_avx2::<{ F32 }>(q, k.as_ptr().cast(), scale, out),
+                Part::F16(k) => scores_avx2::<{ F16 }>(q, k.as_ptr().cast(), scale, out),
+            }
+        }
         return;
     }
-    out.iter_mut().zip(k.chunks_exact(q.len())).for_each(|(o, k)| *o = scale * dot(q, k));
+    match k {
+        Part::F32(k) => out.iter_mut().zip(k.chunks_exact(d)).for_each(|(o, k)| *o = scale * dot(q, k)),
+        Part::F16(k) => out.iter_mut().zip(k.chunks_exact(d)).for_each(|(o, k)| {
+            *o = scale * pieces(k).zip(q.chunks(PIECE)).map(|((k, n), q)| dot(q, &k[..n])).sum::<f32>();
+        }),
+    }
+}
+
+/// Numbers of half precision that are converted at a time.
+const PIECE: usize = 64;
+
+/// A row in pieces of float32, each with its length.
+fn pieces(row: &[f16]) -> impl Iterator<Item = ([f32; PIECE], usize)> + '_ {
+    row.chunks(PIECE).map(|part| {
+        let mut floats = [0.0; PIECE];
+        part.convert_to_f32_slice(&mut floats[..part.len()]);
+        (floats, part.len())
+    })
 }
 
 /// # Safety
-/// AVX2 and FMA must be there; `q` is a multiple of 8 wide, and `k` holds a row of that width for each of `out`.
+/// AVX2, FMA and F16C must be there; `q` is a multiple of 8 wide, and `k` holds a row of that width for each of `out`.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn scores_avx2(q: &[f32], k: &[f32], scale: f32, out: &mut [f32]) {
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn scores_avx2<const FORMAT: u8>(q: &[f32], k: *const u8, scale: f32, out: &mut [f32]) {
     use std::arch::x86_64::*;
-    let d = q.len();
+    let (d, bytes) = (q.len(), size(FORMAT));
     for (block, out) in out.chunks_mut(4).enumerate() {
         let mut sums = [_mm256_setzero_ps(); 4];
-        // Rows past the end repeat the last.
-        let row = |i: usize| k[(4 * block + i.min(out.len() - 1)) * d..][..d].as_ptr();
+        // SAFETY: rows past the end repeat the last.
+        let row = |i: usize| unsafe { k.add((4 * block + i.min(out.len() - 1)) * d * bytes) };
         let rows = [row(0), row(1), row(2), row(3)];
         for i in (0..d).step_by(8) {
             // SAFETY: `i + 8 <= d`.
             unsafe {
                 let x = _mm256_loadu_ps(q.as_ptr().add(i));
                 for (s, r) in sums.iter_mut().zip(rows) {
-                    *s = _mm256_fmadd_ps(x, _mm256_loadu_ps(r.add(i)), *s);
+                    *s = _mm256_fmadd_ps(x, load_scales::<FORMAT>(r.add(i * bytes)), *s);
                 }
             }
         }
@@ -138,46 +166,72 @@ unsafe fn scores_avx2(q: &[f32], k: &[f32], scale: f32, out: &mut [f32]) {
 }
 
 /// `out = sum of p[j] * v[j]` over the rows of `v`, each as wide as `out`.
-pub(crate) fn weighted_sum(p: &[f32], v: &[f32], out: &mut [f32]) {
+pub(crate) fn weighted_sum(p: &[f32], v: Part<'_>, out: &mut [f32]) {
     let d = out.len();
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
     let mut start = 0;
     #[cfg(target_arch = "x86_64")]
     if crate::matrix::has_avx2() && v.len() == d * p.len() {
-        while start + 64 <= d {
-            // SAFETY: AVX2 and FMA are there, and 64 columns from `start` on are within each row.
-            unsafe { weighted_sum_avx2(p, &v[start..], d, &mut out[start..start + 64]) };
-            start += 64;
+        while start + 8 <= d {
+            let step = if start + 64 <= d { 64 } else { 8 };
+            let out = &mut out[start..start + step];
+            // SAFETY: AVX2, FMA and F16C are there, and so many columns from `start` on are within each row.
+            unsafe {
+                match (v, step) {
+                    (Part::F32(v), 64) => {
+                        weighted_sum_avx2::<8, { F32 }>(p, v.as_ptr().cast(), start, d, out)
+                    }
+                    (Part::F32(v), _) => weighted_sum_avx2::<1, { F32 }>(p, v.as_ptr().cast(), start, d, out),
+                    (Part::F16(v), 64) => {
+                        weighted_sum_avx2::<8, { F16 }>(p, v.as_ptr().cast(), start, d, out)
+                    }
+                    (Part::F16(v), _) => weighted_sum_avx2::<1, { F16 }>(p, v.as_ptr().cast(), start, d, out),
+                }
+            }
+            start += step;
         }
     }
-    if start < d {
-        let out = &mut out[start..];
-        out.fill(0.0);
-        for (p, v) in p.iter().zip(v.chunks_exact(d)) {
-            axpy(*p, &v[start..], out);
-        }
+    if start == d {
+        return;
+    }
+    let out = &mut out[start..];
+    out.fill(0.0);
+    match v {
+        Part::F32(v) => p.iter().zip(v.chunks_exact(d)).for_each(|(p, v)| axpy(*p, &v[start..], out)),
+        Part::F16(v) => p.iter().zip(v.chunks_exact(d)).for_each(|(p, v)| {
+            pieces(&v[start..]).zip(out.chunks_mut(PIECE)).for_each(|((v, n), out)| axpy(*p, &v[..n], out));
+        }),
     }
 }
 
-/// 64 columns.
+/// `8 * N` columns from `start` on.
 ///
 /// # Safety
-/// AVX2 and FMA must be there; `out` is 64 long, and row `j` of `v` begins at `j * stride`.
+/// AVX2, FMA and F16C must be there; `out` is so long, and row `j` of `v` begins at element `j * stride` and has these
+/// columns.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn weighted_sum_avx2(p: &[f32], v: &[f32], stride: usize, out: &mut [f32]) {
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn weighted_sum_avx2<const N: usize, const FORMAT: u8>(
+    p: &[f32],
+    v: *const u8,
+    start: usize,
+    stride: usize,
+    out: &mut [f32],
+) {
     use std::arch::x86_64::*;
-    let mut sums = [_mm256_setzero_ps(); 8];
+    let bytes = size(FORMAT);
+    let mut sums = [_mm256_setzero_ps(); N];
     for (j, p) in p.iter().enumerate() {
-        let row = v[j * stride..][..64].as_ptr();
+        // SAFETY: within the row.
+        let row = unsafe { v.add((j * stride + start) * bytes) };
         let p = _mm256_set1_ps(*p);
         for (i, s) in sums.iter_mut().enumerate() {
-            // SAFETY: within the 64 columns.
-            *s = _mm256_fmadd_ps(p, unsafe { _mm256_loadu_ps(row.add(8 * i)) }, *s);
+            // SAFETY: within the columns.
+            *s = _mm256_fmadd_ps(p, unsafe { load_scales::<FORMAT>(row.add(8 * i * bytes)) }, *s);
         }
     }
     for (i, s) in sums.iter().enumerate() {
-        // SAFETY: `out` is 64 long.
+        // SAFETY: `out` is `8 * N` long.
         unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(8 * i), *s) };
     }
 }

@@ -1,10 +1,12 @@
 //! Stages against their formulas in double precision, over several calls.
 
+use half::f16;
 use zmlx_engine::cells::Cells;
 use zmlx_engine::matrix::{Data, Float, Matrix};
 use zmlx_engine::memory::Bytes;
 use zmlx_engine::program::{Buffer, Call, Program, Runner, Slot, Wanted};
 use zmlx_engine::stages::{Attend, Groups, Route, Scores, ShortConv, Source, Ties};
+use zmlx_engine::store::Store;
 
 fn noise(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed;
@@ -20,7 +22,12 @@ fn call(tokens: &[u32], batch: usize, position: usize) -> Call<'_> {
 }
 
 /// `[batch, heads, positions, width]` of a cache, in `capacity` positions.
-fn cache(values: &dyn Fn(usize, usize, usize, usize) -> f32, sizes: [usize; 4], capacity: usize) -> Cells {
+fn cache(
+    values: &dyn Fn(usize, usize, usize, usize) -> f32,
+    sizes: [usize; 4],
+    capacity: usize,
+    half: bool,
+) -> Store {
     let [batch, heads, positions, width] = sizes;
     let mut all = vec![f32::NAN; batch * heads * capacity * width];
     for (b, h, p, i) in (0..batch * heads * positions * width).map(|n| {
@@ -28,14 +35,26 @@ fn cache(values: &dyn Fn(usize, usize, usize, usize) -> f32, sizes: [usize; 4], 
     }) {
         all[((b * heads + h) * capacity + p) * width + i] = values(b, h, p, i);
     }
-    Cells::from(all)
+    if half {
+        Store::F16(all.into_iter().map(f16::from_f32).collect::<Vec<_>>().into())
+    } else {
+        Cells::from(all).into()
+    }
 }
 
 #[test]
 fn attention_is_that_of_double_precision() {
+    for half in [false, true] {
+        attention(half);
+    }
+}
+
+/// With a cache in half precision, of the numbers that it holds.
+fn attention(half: bool) {
     let value = |salt: usize| {
         move |b: usize, h: usize, p: usize, i: usize| {
-            noise((salt + 1000 * b + 100 * h + 7 * p) as u64, i + 1)[i]
+            let v = noise((salt + 1000 * b + 100 * h + 7 * p) as u64, i + 1)[i];
+            if half { f16::from_f32(v).to_f32() } else { v }
         }
     };
     for (heads, kv_heads, d, dv, window) in [
@@ -45,6 +64,7 @@ fn attention_is_that_of_double_precision() {
         (4, 2, 8, 8, Some(3)),
         (2, 2, 8, 8, Some(1)),
         (4, 2, 8, 16, Some(300)),
+        (2, 1, 80, 72, None),
     ] {
         for (batch, position, length) in
             [(1, 0, 1), (1, 37, 1), (3, 5, 4), (1, 0, 33), (2, 255, 2), (2, 256, 1), (1, 700, 1), (1, 510, 4)]
@@ -52,8 +72,8 @@ fn attention_is_that_of_double_precision() {
             let (seen, capacity) = (position + length, 768);
             let (k, v) = (value(11), value(12));
             let mut slots = [Slot::Kv {
-                keys: cache(&k, [batch, kv_heads, seen, d], capacity),
-                values: cache(&v, [batch, kv_heads, seen, dv], capacity),
+                keys: cache(&k, [batch, kv_heads, seen, d], capacity, half),
+                values: cache(&v, [batch, kv_heads, seen, dv], capacity, half),
                 heads: kv_heads,
                 key_width: d,
                 value_width: dv,
@@ -93,7 +113,7 @@ fn attention_is_that_of_double_precision() {
                     let far = (f64::from(found[at]) - y).abs();
                     assert!(
                         far < 2e-6,
-                        "{heads}/{kv_heads} heads of {d} and {dv}, {window:?}, batch {b} of {batch}, {position}+{t}, \
+                        "half {half}, {heads}/{kv_heads} heads of {d} and {dv}, {window:?}, batch {b} of {batch}, {position}+{t}, \
                          head {h}, {i}: {} for {y}",
                         found[at]
                     );
@@ -110,8 +130,8 @@ fn attention_is_the_same_bits_on_any_number_of_threads() {
     let rows = |salt, len| Cells::from(noise(salt, len));
     let of = |threads: usize| {
         let mut slots = [Slot::Kv {
-            keys: rows(1, kv_heads * seen * d),
-            values: rows(2, kv_heads * seen * d),
+            keys: rows(1, kv_heads * seen * d).into(),
+            values: rows(2, kv_heads * seen * d).into(),
             heads: kv_heads,
             key_width: d,
             value_width: d,

@@ -8,10 +8,10 @@ use serde::Serialize;
 use zmlx_mlx::Dtype;
 
 use crate::error::Result;
-use crate::graph::Graph;
+use crate::graph::{Graph, Value};
 use crate::infer::Types;
 use crate::print::pooled_path;
-use crate::shape::{Sizes, Type};
+use crate::shape::{DtypeSpec, Sizes, Type};
 use crate::weights::{Weight, WeightId};
 
 /// What a node, or many, moves and computes.
@@ -253,7 +253,16 @@ impl Graph {
 
     fn node_work(&self, context: &CostContext, types: &Types, index: usize) -> Work {
         let node = &self.nodes[index];
-        let inputs: Vec<Type> = node.inputs.iter().filter_map(|&v| types.get(v).cloned()).collect();
+        let held = |v: &Value| {
+            let mut found = types.get(*v)?.clone();
+            // What is read of a cache is what the engine holds.
+            let fused = self.nodes.get(v.node).and_then(|n| n.op.fused());
+            if let Some(dtype) = fused.and_then(|f| f.body.held_in(v.output)) {
+                found.dtype = DtypeSpec::Fixed(dtype);
+            }
+            Some(found)
+        };
+        let inputs: Vec<Type> = node.inputs.iter().filter_map(held).collect();
         node.op.work(&NodeCost::new(context, &self.weights, &inputs, types.node(index)))
     }
 }

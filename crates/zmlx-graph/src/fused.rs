@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use zmlx_mlx::{Array, Result};
+use zmlx_mlx::{Array, Dtype, Result};
 
 use crate::cost::{NodeCost, Work};
 use crate::fidelity::Fidelity;
@@ -32,6 +32,12 @@ pub trait Body: std::fmt::Debug + Send + Sync {
     /// Stages that one token takes.
     fn launches(&self) -> u64 {
         1
+    }
+
+    /// The dtype in which output `output` is held if it is a cache and not in the dtype of its type. MLX still gets it in
+    /// that one.
+    fn held_in(&self, _output: usize) -> Option<Dtype> {
+        None
     }
 
     /// Writes the stages that the CPU's engine runs.
@@ -98,6 +104,10 @@ impl Op for Fused {
                 inner.inputs.iter().filter_map(|v| types.get(v.node)?.get(v.output)).cloned().collect();
             all = all + inner.op.work(&NodeCost::new(node.context(), node.weights(), &inputs, made));
             types.push(made);
+        }
+        if (0..self.outputs()).any(|output| self.body.held_in(output).is_some_and(|d| d.size() == 2)) {
+            // It writes one row of that cache, which its reference counts in float32.
+            all.state_written /= 2;
         }
         Work { launches: self.body.launches(), activation_bytes: node.activation_bytes(), ..all }
     }

@@ -84,10 +84,10 @@ pub(crate) const fn size(format: u8) -> usize {
     if format == F32 { 4 } else { 2 }
 }
 
-/// Eight scales from `at` on.
+/// Eight numbers from `at` on: scales, or elements.
 ///
 /// # Safety
-/// 32 bytes may be read from `at`.
+/// Eight numbers of the format may be read from `at`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn load_scales<const FORMAT: u8>(at: *const u8) -> __m256 {

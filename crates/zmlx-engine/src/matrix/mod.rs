@@ -17,6 +17,8 @@ mod product;
 
 use crate::memory::{Bytes, OutOfMemory};
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::{F16, F32, load_scales, size};
 pub(crate) use dense::dot_f32;
 pub(crate) use pack::Raw;
 pub use pack::{Activations, Layout, Rows};

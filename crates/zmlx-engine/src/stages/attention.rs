@@ -70,8 +70,8 @@ impl Attend {
                 unsafe {
                     let q = frame.buffer(self.queries).get(q_head * d..(q_head + 1) * d);
                     let to = frame.scratch.get_mut(parts.place(q_head, number, dv));
-                    let k = keys.get((base + seen.start) * d..(base + seen.end.max(seen.start)) * d);
-                    let v = values.get((base + seen.start) * dv..(base + seen.end.max(seen.start)) * dv);
+                    let k = keys.read((base + seen.start) * d..(base + seen.end.max(seen.start)) * d);
+                    let v = values.read((base + seen.start) * dv..(base + seen.end.max(seen.start)) * dv);
                     local.b.resize(seen.len(), 0.0);
                     vector::scores(q, k, self.scale, &mut local.b);
                     write_part(&mut local.b, &mut local.a, to, |p, out| vector::weighted_sum(p, v, out));
@@ -120,8 +120,8 @@ impl Stage for Attend {
                 unsafe {
                     let at = (row * self.heads + q_head) * d;
                     let q = frame.buffer(self.queries).get(at..at + d);
-                    let k = keys.get((base + start) * d..(base + end) * d);
-                    let v = values.get((base + start) * dv..(base + end) * dv);
+                    let k = keys.read((base + start) * d..(base + end) * d);
+                    let v = values.read((base + start) * dv..(base + end) * dv);
                     local.b.resize(end - start, 0.0);
                     vector::scores(q, k, self.scale, &mut local.b);
                     vector::softmax(&mut local.b, &mut local.a);

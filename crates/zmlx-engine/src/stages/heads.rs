@@ -153,17 +153,16 @@ impl Stage for Qkv {
             }
             let at = ((sequence * kv_heads + head) * capacity + position) * width;
             // SAFETY: this head of this token is this chunk's.
-            let to = unsafe {
+            unsafe {
                 match kind {
                     0 => {
                         let at = t * part.heads * width + rows.start;
-                        frame.buffer(self.out).get_mut(at..at + width)
+                        frame.buffer(self.out).get_mut(at..at + width).copy_from_slice(y);
                     }
-                    1 => keys.get_mut(at..at + width),
-                    _ => values.get_mut(at..at + width),
+                    1 => keys.write(at, y),
+                    _ => values.write(at, y),
                 }
-            };
-            to.copy_from_slice(y);
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use super::parts::{AttendMerge, Cut, Parts, write_part};
 use super::{Norm, Rope, Source, rows_per_chunk};
 use crate::matrix::{Matrix, Tokens};
 use crate::program::{Buffer, Frame, Local, Slot, Stage};
+use crate::store::Part;
 use crate::vector;
 
 /// Tokens a chunk.
@@ -94,7 +95,7 @@ impl Stage for LatentAppend {
         frame.rows().div_ceil(TOKENS)
     }
 
-    fn work(&self, frame: &Frame<'_>, _: &mut Local, chunk: usize, _: bool) {
+    fn work(&self, frame: &Frame<'_>, local: &mut Local, chunk: usize, _: bool) {
         let Slot::Kv { keys, values, capacity, .. } = &frame.slots[self.slot] else { return };
         let (rope, latent) = (self.rope_width, self.latent);
         for t in chunk * TOKENS..((chunk + 1) * TOKENS).min(frame.rows()) {
@@ -103,11 +104,14 @@ impl Stage for LatentAppend {
             // SAFETY: an earlier stage wrote the rows; this token's place in the cache is this chunk's.
             unsafe {
                 let row = frame.buffer(self.compressed).get(t * (latent + rope)..(t + 1) * (latent + rope));
-                let to = keys.get_mut(at * latent..(at + 1) * latent);
-                vector::rms_norm(&row[..latent], self.norm.weight.as_deref(), self.norm.eps, to);
-                let to = values.get_mut(at * rope..(at + 1) * rope);
-                to.copy_from_slice(&row[latent..]);
-                self.rope.turn(position, to);
+                local.a.resize(latent.max(rope), 0.0);
+                let normed = &mut local.a[..latent];
+                vector::rms_norm(&row[..latent], self.norm.weight.as_deref(), self.norm.eps, normed);
+                keys.write(at * latent, normed);
+                let turned = &mut local.a[..rope];
+                turned.copy_from_slice(&row[latent..]);
+                self.rope.turn(position, turned);
+                values.write(at * rope, turned);
             }
         }
     }
@@ -191,11 +195,11 @@ impl LatentAttend {
         local: &mut Local,
         row: usize,
         seen: Range<usize>,
-    ) -> &'a [f32] {
+    ) -> Part<'a> {
         let Slot::Kv { keys, values, key_width: d, value_width: rope, capacity, .. } =
             &frame.slots[self.slot]
         else {
-            return &[];
+            return Part::F32(&[]);
         };
         let base = row / self.heads / frame.length * capacity;
         let (start, end) = (base + seen.start, base + seen.end.max(seen.start));
@@ -204,8 +208,8 @@ impl LatentAttend {
             (
                 frame.buffer(self.queries).get(row * d..(row + 1) * d),
                 frame.buffer(self.turned).get(row * rope..(row + 1) * rope),
-                keys.get(start * d..end * d),
-                values.get(start * rope..end * rope),
+                keys.read(start * d..end * d),
+                values.read(start * rope..end * rope),
             )
         };
         local.b.resize(seen.len(), 0.0);

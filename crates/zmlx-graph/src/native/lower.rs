@@ -93,6 +93,7 @@ pub struct Lowering<'a> {
     pub(crate) inputs: Vec<(Value, Buffer, Form)>,
     pub(crate) slots: HashMap<SlotId, usize>,
     pub(crate) templates: Vec<Slot>,
+    half_caches: bool,
     /// Weights that need not be loaded.
     held: Option<&'a Held>,
     pub(crate) matrices: HashMap<WeightId, Matrix>,
@@ -119,6 +120,7 @@ impl<'a> Lowering<'a> {
             inputs: Vec::new(),
             slots: HashMap::new(),
             templates: Vec::new(),
+            half_caches: false,
             held,
             matrices: HashMap::new(),
             vectors: HashMap::new(),
@@ -226,12 +228,27 @@ impl<'a> Lowering<'a> {
 
     /// The engine's slot for a slot of the graph.
     pub fn slot(&mut self, id: SlotId, template: Slot) -> usize {
+        let template = if self.half_caches { template.half() } else { template };
         let next = self.templates.len();
         let slot = *self.slots.entry(id).or_insert(next);
         if slot == next {
             self.templates.push(template);
         }
         slot
+    }
+
+    /// Lowers something with key/value slots in half precision.
+    ///
+    /// # Errors
+    /// As `lower`.
+    pub fn with_half_caches(
+        &mut self,
+        lower: impl FnOnce(&mut Self) -> Result<(), LoweringError>,
+    ) -> Result<(), LoweringError> {
+        let before = std::mem::replace(&mut self.half_caches, true);
+        let done = lower(self);
+        self.half_caches = before;
+        done
     }
 
     /// Adds a stage.

@@ -189,9 +189,8 @@ fn export_cache(slot: &mut Slot, values: bool, batch: usize, seen: usize) -> Res
     let Slot::Kv { keys, values: v, heads, key_width, value_width, capacity } = slot else {
         return Err(Error::Argument("a slot without keys and values".to_owned()));
     };
-    let (cells, width) = if values { (v, *value_width) } else { (keys, *key_width) };
-    let all = cells.as_mut_slice();
-    let part = |p: usize| &all[p * *capacity * width..][..seen * width];
-    let rows: Vec<f32> = (0..batch * *heads).flat_map(part).copied().collect();
+    let (store, width) = if values { (v, *value_width) } else { (keys, *key_width) };
+    let part = |p: usize| store.to_f32(p * *capacity * width..(p * *capacity + seen) * width);
+    let rows: Vec<f32> = (0..batch * *heads).flat_map(part).collect();
     Array::from_vec(rows, &[batch as i32, *heads as i32, seen as i32, width as i32])
 }

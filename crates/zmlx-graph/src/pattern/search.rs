@@ -39,8 +39,8 @@ impl<'a> Searched<'a> {
     /// The template with its last node at node `anchor`.
     pub(crate) fn find(&self, template: &Template, anchor: usize) -> Option<Found> {
         let last = template.nodes.len().checked_sub(1)?;
-        let name = self.node(anchor)?.op.name();
-        if !template.nodes[last].ops.iter().any(|op| op == name) {
+        let node = self.node(anchor)?;
+        if !template.nodes[last].ops.iter().any(|op| is(node, op)) {
             return None;
         }
         let start = Partial { nodes: vec![None; template.nodes.len()], values: HashMap::new() };
@@ -51,6 +51,16 @@ impl<'a> Searched<'a> {
     fn leaves(&self, value: Value, inside: &HashSet<usize>) -> bool {
         value == self.output
             || self.readers.get(&value).is_some_and(|r| r.iter().any(|n| !inside.contains(n)))
+    }
+}
+
+/// Whether a node is the op of that name; with `@` before it, the fused op of that pattern. (A fused op may be named as an
+/// op that it stands for: it is not that op.)
+fn is(node: &Node, name: &str) -> bool {
+    match (name.strip_prefix('@'), node.op.fused()) {
+        (Some(pattern), Some(fused)) => fused.pattern == pattern,
+        (None, None) => node.op.name() == name,
+        _ => false,
     }
 }
 
@@ -66,9 +76,7 @@ impl Partial {
     fn bind(&self, graph: &Searched<'_>, template: &Template, step: usize, index: usize) -> Vec<Self> {
         let wanted = &template.nodes[step];
         let Some(node) = graph.node(index) else { return Vec::new() };
-        // A fused op may be named as an op that it stands for: it is not that op.
-        let fits = node.op.fused().is_none()
-            && wanted.ops.iter().any(|op| op == node.op.name())
+        let fits = wanted.ops.iter().any(|op| is(node, op))
             && node.inputs.len() == wanted.inputs.len()
             && node.op.outputs() >= wanted.outputs.len()
             && !self.nodes.contains(&Some(index));

@@ -2,7 +2,7 @@
 //!
 //! One node a line, in the form in which graphs print: `y = linear(x)`, several outputs as `k, v = kv_append(a, b)`. `~`
 //! for `=` says that others may read the node too: it is cheap, and each fused op that needs it does it anew. `op?` may be
-//! absent (its output is then its first input), and `a|b` is either op. The last line says what leaves: `return k, v`.
+//! absent (its output is then its first input), and `a|b` is either op. `@name` is the fused op that pattern `name` made. The last line says what leaves: `return k, v`.
 
 /// One way in which a pattern can look.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,6 +5,7 @@ mod deepseek_router;
 mod deltanet;
 mod embedding;
 mod glm47_rope;
+mod kv_f16;
 mod layernorm;
 mod linear_residual;
 mod lm_head;
@@ -38,6 +39,7 @@ pub static ALL: &[&Pattern] = &[
     &attention_out::PATTERN,
     &glm47_rope::PATTERN,
     &skv_mla::PATTERN,
+    &kv_f16::PATTERN,
     &short_conv::PATTERN,
     &deltanet::PATTERN,
     &router::PATTERN,

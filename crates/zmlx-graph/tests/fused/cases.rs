@@ -108,6 +108,15 @@ pub fn cases(pattern: &str, storage: &Storage, variant: usize) -> Vec<Case> {
         "attention_out" => one(&["qkv_rope_append"], |d| qkv(d, true)),
         "glm47_rope" => one(&[], |d| latent_attention(d, false)),
         "skv_mla" => one(&["glm47_rope"], |d| latent_attention(d, true)),
+        "kv_f16" => {
+            let plain = draft(pattern, storage, variant, &["qkv_rope_append", "attention_out"], |d| {
+                (qkv(d, true), Kind::Numbers)
+            });
+            let latent = draft("latent kv_f16", storage, variant, &["glm47_rope", "skv_mla"], |d| {
+                (latent_attention(d, true), Kind::Numbers)
+            });
+            vec![plain, latent]
+        }
         "short_conv" => one(&[], short_conv),
         "deltanet" => one(&[], delta_net),
         "router" => vec![draft(pattern, storage, variant, &[], |d| router(d, 12, 4))],

@@ -34,7 +34,7 @@ pub struct Case {
 /// By how much a body may be off, as a part of a row's root mean square: the root mean square of the error, and its largest.
 ///
 /// Products hold activations in 16 bits a group, which loses 1e-5 of the largest in it.
-fn bound(class: Fidelity) -> (f64, f64) {
+pub fn bound(class: Fidelity) -> (f64, f64) {
     match class {
         Fidelity::BitExact => (0.0, 0.0),
         Fidelity::TokenIdentical => (2e-4, 1e-3),
