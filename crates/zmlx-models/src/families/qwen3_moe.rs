@@ -71,7 +71,7 @@ impl Config {
 }
 
 /// Every `decoder_sparse_step`-th layer has experts, but for those in `mlp_only_layers`.
-fn sparse_layers(c: &ModelConfig, layers: i32) -> Result<Vec<bool>, LoadError> {
+pub(super) fn sparse_layers(c: &ModelConfig, layers: i32) -> Result<Vec<bool>, LoadError> {
     let (experts, step) = (c.count("num_experts")?, c.size("decoder_sparse_step")?);
     let mut sparse: Vec<bool> = (1..=layers).map(|n| experts > 0 && n % step == 0).collect();
     let value = c.get("mlp_only_layers").ok_or_else(|| missing("mlp_only_layers"))?;
