@@ -1,6 +1,8 @@
 //! What gated delta nets (Qwen3-Next, Qwen3.5) are made of, in mlx-lm's arithmetic.
 
-use zmlx_mlx::{Array, Dtype, Error, Result, fast, ops};
+use zmlx_mlx::cpu::{CpuInput, CpuKernel, CpuOutput, CpuPrimitive, Spec};
+use zmlx_mlx::stream::current_device;
+use zmlx_mlx::{Array, Device, Dtype, Error, Result, fast, ops};
 
 use crate::cost::{NodeCost, Work};
 use crate::infer::{InferContext, ShapeError, inputs, promoted, wrong_slot};
@@ -207,6 +209,14 @@ impl Op for GatedDelta {
             Some(state) => state,
             None => ops::zeros(&[batch, heads, value, key], Dtype::Float32)?,
         };
+        let wide = [&q, &k, *v, *g, *beta].iter().all(|x| x.dtype() == Dtype::Float32);
+        if wide && current_device()? == Device::Cpu {
+            let made = CpuPrimitive::new(DeltaRule).apply(&[&q, &k, v, g, beta, &state])?;
+            let [y, state] = <[Array; 2]>::try_from(made)
+                .map_err(|_| Error::Argument("gated_delta gives two arrays".to_owned()))?;
+            *kept = Some(state);
+            return Ok(vec![y]);
+        }
         let mut out = Vec::with_capacity(length as usize);
         for t in 0..length {
             let at = |x: &Array| x.slice_axis(1, t, t + 1)?.squeeze(&[1]);
@@ -221,6 +231,72 @@ impl Op for GatedDelta {
         *kept = Some(state);
         Ok(vec![ops::stack(&out.iter().collect::<Vec<_>>(), 1)?])
     }
+}
+
+/// All tokens of [`GatedDelta`] in one node, on the CPU in float32: mlx-lm's loop over tokens is one of MLX ops. Inputs: q,
+/// k `[B, L, H, key]`, v `[B, L, H, value]`, g, beta `[B, L, H]`, state `[B, H, value, key]`; outputs: as v, and the state.
+struct DeltaRule;
+
+/// Sums that a product is taken in side by side.
+const LANES: usize = 8;
+
+impl CpuKernel for DeltaRule {
+    fn name(&self) -> &str {
+        "gated_delta"
+    }
+
+    fn outputs(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        match inputs {
+            [_, _, v, _, _, state] => Ok(vec![v.clone(), state.clone()]),
+            _ => Err(Error::Argument("gated_delta takes six arrays".to_owned())),
+        }
+    }
+
+    fn in_place(&self) -> Vec<(usize, usize)> {
+        vec![(5, 1)]
+    }
+
+    fn eval(&self, inputs: &[CpuInput<'_>], outputs: &mut [CpuOutput<'_>]) -> Result<()> {
+        let ([q, k, v, g, beta, _], [out, state]) = (inputs, outputs) else {
+            return Err(Error::Argument("gated_delta takes six arrays and gives two".to_owned()));
+        };
+        let (&[_, length, heads, key], Some(&value)) = (q.shape(), v.shape().last()) else {
+            return Err(Error::Argument("gated_delta takes heads".to_owned()));
+        };
+        let [length, heads, key, value] = [length, heads, key, value].map(|n| n.max(0) as usize);
+        if length * heads * key * value == 0 {
+            return Ok(());
+        }
+        let (q, k, v) = (q.as_slice::<f32>()?, k.as_slice::<f32>()?, v.as_slice::<f32>()?);
+        let (g, beta) = (g.as_slice::<f32>()?, beta.as_slice::<f32>()?);
+        let out = out.as_mut_slice::<f32>()?;
+        for (i, state) in state.as_mut_slice::<f32>()?.chunks_exact_mut(value * key).enumerate() {
+            let (sequence, head) = (i / heads, i % heads);
+            for t in sequence * length..(sequence + 1) * length {
+                let at = t * heads + head;
+                let (q, k) = (&q[at * key..][..key], &k[at * key..][..key]);
+                let (v, y) = (&v[at * value..][..value], &mut out[at * value..][..value]);
+                for ((row, v), y) in state.chunks_exact_mut(key).zip(v).zip(y) {
+                    row.iter_mut().for_each(|s| *s *= g[at]);
+                    let delta = (v - dot(row, k)) * beta[at];
+                    row.iter_mut().zip(k).for_each(|(s, k)| *s += k * delta);
+                    *y = dot(row, q);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The sum of products.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        sums.iter_mut().zip(a).zip(b).for_each(|((s, a), b)| *s += a * b);
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
 }
 
 /// `[batch, length, heads, d]` to `[batch, length, heads * d]`.
