@@ -42,7 +42,15 @@ impl Body for Forgetful {
         let source = Source::new(buffer, None, &matrix);
         l.push(source.pack());
         let out = l.output(0, Form::Flat { width: matrix.rows() });
-        l.push(LinearStage { source, matrix, bias: None, residual: None, out, wanted_only: false });
+        l.push(LinearStage {
+            source,
+            matrix,
+            bias: None,
+            gate: None,
+            residual: None,
+            out,
+            wanted_only: false,
+        });
         Ok(())
     }
 }

@@ -166,7 +166,8 @@ impl Here<'_> {
         tell: &mut dyn FnMut(Progress),
     ) -> Result<SmartReport, LabError> {
         let full = self.full()?;
-        let mut report = choose(self, full, self.options.rounds, tell)?;
+        let rounds = self.options.rounds;
+        let mut report = choose(self, full, rounds, tell)?;
         let saved = store.put(&decision(key, &report))?;
         report.file = Some(saved.path);
         self.decode(&report.chosen)?;

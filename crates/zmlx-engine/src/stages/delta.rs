@@ -1,19 +1,72 @@
 //! The gated delta net: a convolution with SiLU, then a recurrence a head.
 
+use std::ops::Range;
+
 use zmlx_simd::MathFn;
 
 use super::Norm;
 use crate::program::{Buffer, Frame, Local, Slot, Stage};
 use crate::vector;
 
+/// Columns of a buffer's rows: pieces, one after another.
+#[derive(Debug, Clone)]
+pub struct Columns {
+    /// The buffer.
+    pub buffer: Buffer,
+    /// Floats of a row.
+    pub width: usize,
+    /// Where each piece begins in a row, and how long it is.
+    pub pieces: Vec<(usize, usize)>,
+}
+
+impl Columns {
+    /// Floats of all pieces of a row.
+    pub fn len(&self) -> usize {
+        self.pieces.iter().map(|(_, len)| len).sum()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The floats `range` of the pieces of row `t`, appended to `to`.
+    ///
+    /// # Safety
+    /// Nobody writes the buffer meanwhile.
+    unsafe fn append(&self, frame: &Frame<'_>, t: usize, range: Range<usize>, to: &mut Vec<f32>) {
+        // SAFETY: as the caller promises.
+        let row = unsafe { frame.buffer(self.buffer).get(t * self.width..(t + 1) * self.width) };
+        let mut first = 0;
+        for &(start, len) in &self.pieces {
+            let (from, end) = (range.start.max(first), range.end.min(first + len));
+            if from < end {
+                to.extend_from_slice(&row[start + from - first..start + end - first]);
+            }
+            first += len;
+        }
+    }
+
+    /// Piece `index` of row `t`.
+    ///
+    /// # Safety
+    /// Nobody writes the buffer meanwhile.
+    unsafe fn piece<'a>(&self, frame: &'a Frame<'_>, t: usize, index: usize) -> &'a [f32] {
+        let (start, len) = self.pieces[index];
+        let at = t * self.width + start;
+        // SAFETY: as the caller promises.
+        unsafe { frame.buffer(self.buffer).get(at..at + len) }
+    }
+}
+
 /// `out = silu(conv(x))`, a causal depthwise convolution whose last inputs are kept in a slot.
 #[derive(Debug)]
 pub struct ConvSilu {
-    /// The inputs, `[tokens, channels]`.
-    pub x: Buffer,
+    /// The inputs, one a channel.
+    pub x: Columns,
     /// How many channels.
     pub channels: usize,
-    /// The kernels, `[channels, taps]`.
+    /// The kernels, `[taps, channels]`.
     pub kernel: Vec<f32>,
     /// Taps of a kernel.
     pub taps: usize,
@@ -51,18 +104,21 @@ impl Stage for ConvSilu {
                 local.c.extend_from_slice(unsafe { values.get(at + mine.start..at + mine.end) });
             }
             for t in b * length..(b + 1) * length {
-                let range = t * channels + mine.start..t * channels + mine.end;
                 // SAFETY: an earlier stage wrote the inputs.
-                local.c.extend_from_slice(unsafe { frame.buffer(self.x).get(range) });
+                unsafe { self.x.append(frame, t, mine.clone(), &mut local.c) };
             }
             for t in 0..length {
                 let row = (b * length + t) * channels;
                 // SAFETY: this part of the result is this chunk's.
                 let out = unsafe { frame.buffer(self.out).get_mut(row + mine.start..row + mine.end) };
-                for (i, o) in out.iter_mut().enumerate() {
-                    let taps = &self.kernel[(mine.start + i) * self.taps..][..self.taps];
-                    let y: f32 = taps.iter().enumerate().map(|(k, w)| w * local.c[(t + k) * width + i]).sum();
-                    *o = self.bias.as_ref().map_or(y, |bias| y + bias[mine.start + i]);
+                out.fill(0.0);
+                for tap in 0..self.taps {
+                    let weights = &self.kernel[tap * channels..][mine.clone()];
+                    let x = &local.c[(t + tap) * width..][..width];
+                    out.iter_mut().zip(weights).zip(x).for_each(|((o, w), x)| *o += w * x);
+                }
+                if let Some(bias) = &self.bias {
+                    out.iter_mut().zip(&bias[mine.clone()]).for_each(|(o, b)| *o += b);
                 }
                 vector::apply(MathFn::Silu, out, &mut local.a);
             }
@@ -93,12 +149,12 @@ pub struct Unit {
 pub struct DeltaHeads {
     /// `[tokens, 2 * key_heads * key + heads * value]`: queries, keys, values.
     pub mixed: Buffer,
-    /// `[tokens, heads]`
-    pub a: Buffer,
-    /// `[tokens, heads]`
-    pub b: Buffer,
-    /// `[tokens, heads * value]`
-    pub z: Buffer,
+    /// A piece of 1 a head.
+    pub a: Columns,
+    /// A piece of 1 a head.
+    pub b: Columns,
+    /// A piece of `value` a head.
+    pub z: Columns,
     /// Heads of queries and keys.
     pub key_heads: usize,
     /// Heads of values.
@@ -188,10 +244,8 @@ impl DeltaHeads {
                 vector::rms_norm(&mixed[part * all + shared..][..key], None, unit.eps, to);
                 to.iter_mut().for_each(|v| *v *= unit.scale);
             }
-            let at = t * self.heads + head;
-            let z = frame.buffer(self.z).get(at * value..(at + 1) * value);
-            let one = |buffer| frame.buffer(buffer).get(at..at + 1)[0];
-            (&mixed[2 * all + head * value..][..value], z, one(self.a), one(self.b))
+            let (a, b) = (self.a.piece(frame, t, head)[0], self.b.piece(frame, t, head)[0]);
+            (&mixed[2 * all + head * value..][..value], self.z.piece(frame, t, head), a, b)
         }
     }
 }

@@ -164,7 +164,7 @@ impl Stage for ExpertsUp {
     }
 }
 
-/// With few tokens `out = residual + sum over choices of weight * (x @ down[e].T)`; with many, each slot's product to
+/// With few tokens `out = sum over choices of weight * (x @ down[e].T) + residuals`; with many, each slot's product to
 /// `slots`, which [`Combine`] adds up.
 #[derive(Debug)]
 pub struct ExpertsDown {
@@ -176,8 +176,8 @@ pub struct ExpertsDown {
     pub down: Matrix,
     /// Weights of the choices, `[tokens, k]`.
     pub weights: Buffer,
-    /// Added to the result.
-    pub residual: Option<Buffer>,
+    /// Added to the result, one after another.
+    pub residuals: Vec<Buffer>,
     /// The products of all slots, when there are many tokens.
     pub slots: Buffer,
     /// The result.
@@ -237,7 +237,7 @@ impl Stage for ExpertsDown {
                 let weight = unsafe { frame.buffer(self.weights).get(slot..slot + 1)[0] };
                 add_weighted(weight, &local.b[..width], s == 0, &mut local.c);
             }
-            finish(frame, self.residual, self.out, t * n + rows.start, &mut local.c);
+            finish(frame, &self.residuals, self.out, t * n + rows.start, &mut local.c);
         }
     }
 }
@@ -254,7 +254,7 @@ impl ExpertsDown {
     }
 }
 
-/// `out = residual + sum over choices of weight * slots[choice]`, when there are many tokens.
+/// `out = sum over choices of weight * slots[choice] + residuals`, when there are many tokens.
 #[derive(Debug)]
 pub struct Combine {
     /// The choices.
@@ -263,8 +263,8 @@ pub struct Combine {
     pub weights: Buffer,
     /// The products of all slots.
     pub slots: Buffer,
-    /// Added to the result.
-    pub residual: Option<Buffer>,
+    /// Added to the result, one after another.
+    pub residuals: Vec<Buffer>,
     /// The result.
     pub out: Buffer,
     /// Width of a row.
@@ -303,7 +303,7 @@ impl Stage for Combine {
                 };
                 add_weighted(weight, y, s == 0, &mut local.c);
             }
-            finish(frame, self.residual, self.out, t * n, &mut local.c);
+            finish(frame, &self.residuals, self.out, t * n, &mut local.c);
         }
     }
 }
@@ -317,12 +317,12 @@ fn add_weighted(weight: f32, y: &[f32], first: bool, total: &mut [f32]) {
     }
 }
 
-/// Adds the residual and stores from element `at` on.
-fn finish(frame: &Frame<'_>, residual: Option<Buffer>, out: Buffer, at: usize, y: &mut [f32]) {
+/// Adds the residuals and stores from element `at` on.
+fn finish(frame: &Frame<'_>, residuals: &[Buffer], out: Buffer, at: usize, y: &mut [f32]) {
     let range = at..at + y.len();
-    // SAFETY: earlier stages wrote the residual; this range of the result is the caller's chunk's.
+    // SAFETY: earlier stages wrote the residuals; this range of the result is the caller's chunk's.
     unsafe {
-        if let Some(residual) = residual {
+        for &residual in residuals {
             y.iter_mut().zip(frame.buffer(residual).get(range.clone())).for_each(|(y, r)| *y += r);
         }
         frame.buffer(out).get_mut(range).copy_from_slice(y);

@@ -98,6 +98,9 @@ pub struct Qkv {
     pub slot: usize,
     /// The queries.
     pub out: Buffer,
+    /// Where the second halves of the queries' heads go, `[tokens, heads * width]`: gates, which are neither normalised
+    /// nor turned. Without it heads are queries whole.
+    pub gate: Option<Buffer>,
 }
 
 impl Stage for Qkv {
@@ -138,11 +141,19 @@ impl Stage for Qkv {
             return;
         };
         for t in 0..count {
-            let y = &mut local.b[t * width..][..width];
+            let mut y = &mut local.b[t * width..][..width];
             let (sequence, position) = (t / frame.length, frame.position + t % frame.length);
             if let Some(bias) = &part.bias {
                 y.iter_mut().zip(&bias[rows.clone()]).for_each(|(y, b)| *y += b);
             }
+            if let (0, Some(gate)) = (kind, self.gate) {
+                let (query, rest) = y.split_at_mut(width / 2);
+                let at = (t * part.heads + head) * rest.len();
+                // SAFETY: this head of this token is this chunk's.
+                unsafe { frame.buffer(gate).get_mut(at..at + rest.len()) }.copy_from_slice(rest);
+                y = query;
+            }
+            let width = y.len();
             if let Some(norm) = &part.norm {
                 local.c.clear();
                 local.c.extend_from_slice(y);
@@ -156,7 +167,7 @@ impl Stage for Qkv {
             unsafe {
                 match kind {
                     0 => {
-                        let at = t * part.heads * width + rows.start;
+                        let at = (t * part.heads + head) * width;
                         frame.buffer(self.out).get_mut(at..at + width).copy_from_slice(y);
                     }
                     1 => keys.write(at, y),

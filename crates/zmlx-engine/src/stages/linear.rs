@@ -1,11 +1,13 @@
 //! Products, alone and in gated pairs.
 
+use zmlx_simd::MathFn;
+
 use super::{Activation, Source, rows_per_chunk};
 use crate::matrix::{Matrix, Tokens};
 use crate::program::{Buffer, Frame, Local, Stage};
 use crate::vector;
 
-/// `out = x @ w.T + bias + residual`.
+/// `out = sigmoid(gate) * (x @ w.T + bias) + residual`.
 #[derive(Debug)]
 pub struct Linear {
     /// The activations.
@@ -14,6 +16,8 @@ pub struct Linear {
     pub matrix: Matrix,
     /// Added a column.
     pub bias: Option<Vec<f32>>,
+    /// Gates of the rows, `[tokens, 1]`; without it there is no factor.
+    pub gate: Option<Buffer>,
     /// Added an element, of the same shape as the result.
     pub residual: Option<Buffer>,
     /// The result.
@@ -56,6 +60,12 @@ impl Stage for Linear {
                 let range = (first + t) * n + rows.start..(first + t) * n + rows.end;
                 if let Some(bias) = &self.bias {
                     y.iter_mut().zip(&bias[rows.clone()]).for_each(|(y, b)| *y += b);
+                }
+                if let Some(gate) = self.gate {
+                    // SAFETY: an earlier stage wrote the gates.
+                    let mut gate = [unsafe { frame.buffer(gate).get(first + t..first + t + 1)[0] }];
+                    vector::apply(MathFn::Sigmoid, &mut gate, &mut local.a);
+                    y.iter_mut().for_each(|y| *y *= gate[0]);
                 }
                 // SAFETY: earlier stages wrote the residual; this range of the result is this chunk's. The two may be one
                 // buffer: then it is read before it is written.

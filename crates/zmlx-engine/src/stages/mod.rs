@@ -4,6 +4,7 @@ mod attention;
 mod conv;
 mod delta;
 mod experts;
+mod gate;
 mod heads;
 mod latent;
 mod linear;
@@ -14,8 +15,9 @@ mod source;
 
 pub use attention::Attend;
 pub use conv::ShortConv;
-pub use delta::{ConvSilu, DeltaHeads, Unit};
+pub use delta::{Columns, ConvSilu, DeltaHeads, Unit};
 pub use experts::{Choice, Combine, ExpertsDown, ExpertsUp, Group};
+pub use gate::SigmoidGate;
 pub use heads::{Angles, Heads, Qkv, Rope};
 pub use latent::{HeadProducts, LatentAppend, LatentAttend, SplitRope};
 pub use linear::{Gated, Linear};

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use zmlx_engine::stages::{Attend, Linear as LinearStage, Source};
+use zmlx_engine::stages::{Attend, Linear as LinearStage, SigmoidGate, Source};
 
 use super::residual;
 use crate::fidelity::Fidelity;
@@ -15,13 +15,25 @@ pub static PATTERN: Pattern = Pattern {
     name: "attention_out",
     summary: "attention over the cache, output product and residual",
     class: Fidelity::TokenIdentical,
-    templates: &["
+    templates: &[
+        "
         a = attention(q, keys, values)
         m = merge_heads(a)
         o = linear(m)
         h = add?(o, r)
         return h
-    "],
+    ",
+        // The result is multiplied with the sigmoid of a gate.
+        "
+        a = attention(q, keys, values)
+        m = merge_heads(a)
+        s = sigmoid(gate)
+        g = multiply(m, s)
+        o = linear(g)
+        h = add?(o, r)
+        return h
+    ",
+    ],
     build,
 };
 
@@ -34,6 +46,7 @@ struct Fused {
     columns: usize,
     value_width: usize,
     inputs: [usize; 2],
+    gate: Option<usize>,
     residual: Option<usize>,
 }
 
@@ -49,6 +62,11 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     let (_, columns) = m.matrix(linear.weight)?;
     let scale = m.need::<Attention>("a")?.scale;
     let inputs = [m.input("q")?, m.input("keys")?];
+    let gate = match m.node("g") {
+        Some(_) if m.row_width("gate")? != columns => return Err("its gate has another width".to_owned()),
+        Some(_) => Some(m.input("gate")?),
+        None => None,
+    };
     let residual = m.residual("h", "o", "r")?;
     Ok(Arc::new(Fused {
         scale,
@@ -58,13 +76,14 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
         columns,
         value_width: columns / heads,
         inputs,
+        gate,
         residual,
     }))
 }
 
 impl Body for Fused {
     fn launches(&self) -> u64 {
-        2
+        2 + u64::from(self.gate.is_some())
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
@@ -76,6 +95,11 @@ impl Body for Fused {
         let merge = attend.merge(self.value_width);
         l.push(attend);
         l.push(merge);
+        if let Some(gate) = self.gate {
+            let width = self.columns;
+            let gate = l.input(gate, Form::Flat { width })?;
+            l.push(SigmoidGate { x: attended, gate, width });
+        }
         let matrix = l.matrix(self.linear.weight)?;
         if matrix.columns() != self.columns {
             return Err(LoweringError::Pattern("the output product has another width".to_owned()));
@@ -85,7 +109,7 @@ impl Body for Fused {
         let residual = residual(l, self.residual, matrix.rows())?;
         let bias = l.bias(self.linear.bias)?;
         let out = l.output(0, Form::Flat { width: matrix.rows() });
-        l.push(LinearStage { source, matrix, bias, residual, out, wanted_only: false });
+        l.push(LinearStage { source, matrix, bias, gate: None, residual, out, wanted_only: false });
         Ok(())
     }
 }

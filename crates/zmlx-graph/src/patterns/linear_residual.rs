@@ -48,7 +48,15 @@ impl Body for Product {
         let residual = residual(l, self.residual, matrix.rows())?;
         let bias = l.bias(self.linear.bias)?;
         let out = l.output(0, Form::Flat { width: matrix.rows() });
-        l.push(LinearStage { source, matrix, bias, residual, out, wanted_only: self.wanted_only });
+        l.push(LinearStage {
+            source,
+            matrix,
+            bias,
+            gate: None,
+            residual,
+            out,
+            wanted_only: self.wanted_only,
+        });
         Ok(())
     }
 }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use zmlx_engine::program::SHARE_FROM;
 use zmlx_engine::stages::{Activation, Choice, Combine, ExpertsDown, ExpertsUp, Group, Source};
 
-use super::{NormOf, activation, alike, residual, source};
+use super::{NormOf, activation, alike, source};
 use crate::fidelity::Fidelity;
 use crate::fused::Body;
 use crate::native::{Form, Lowering, LoweringError};
@@ -11,10 +11,10 @@ use crate::ops::{ExpertLinear, Sum};
 use crate::pattern::{Match, Pattern};
 use crate::weights::WeightId;
 
-/// The routed experts: two stages a token.
+/// The routed experts: two stages a token. What shared experts give is added to their sum, and then the residual.
 pub static PATTERN: Pattern = Pattern {
     name: "moe_mlp",
-    summary: "experts' gate, up and activation as one stage; down, weights, sum and residual as another",
+    summary: "experts' gate, up and activation as one stage; down, weights, sum, shared experts' result and residual as another",
     class: Fidelity::TokenIdentical,
     templates: &["
         n ~ rms_norm?(x)
@@ -28,7 +28,8 @@ pub static PATTERN: Pattern = Pattern {
         yw = multiply(y, we)
         s = sum(yw)
         c = cast?(s, y)
-        h = add?(c, r)
+        e = add?(c, shared)
+        h = add?(e, r)
         return h
     "],
     build,
@@ -39,7 +40,8 @@ struct Fused {
     input: usize,
     indices: usize,
     weights: usize,
-    residual: Option<usize>,
+    /// What is added to the sum, in this order.
+    residuals: Vec<usize>,
     norm: NormOf,
     k: usize,
     gate: WeightId,
@@ -69,10 +71,11 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     let k = m.row_width("indices")?;
     let activation = activation(&m.node("a").ok_or("no activation")?.op)?;
     let input = m.rows("x")?;
-    let residual = m.residual("h", "s", "r")?;
+    let added = [m.residual("e", "s", "shared")?, m.residual("h", "s", "r")?];
+    let residuals = added.into_iter().flatten().collect();
     let (indices, weights) = (m.input("indices")?, m.input("weights")?);
     let norm = m.norm("n");
-    Ok(Arc::new(Fused { input, indices, weights, residual, norm, k, gate, up, down, activation }))
+    Ok(Arc::new(Fused { input, indices, weights, residuals, norm, k, gate, up, down, activation }))
 }
 
 impl Body for Fused {
@@ -96,10 +99,11 @@ impl Body for Fused {
         l.push(source.pack());
         let width = down.rows();
         let slots = l.temporary(self.k * width);
-        let residual = residual(l, self.residual, width)?;
+        let form = Form::Flat { width };
+        let residuals: Vec<_> = self.residuals.iter().map(|&i| l.input(i, form)).collect::<Result<_, _>>()?;
         let out = l.output(0, Form::Flat { width });
-        l.push(ExpertsDown { source, choice, down, weights, residual, slots, out });
-        l.push(Combine { choice, weights, slots, residual, out, width });
+        l.push(ExpertsDown { source, choice, down, weights, residuals: residuals.clone(), slots, out });
+        l.push(Combine { choice, weights, slots, residuals, out, width });
         Ok(())
     }
 }

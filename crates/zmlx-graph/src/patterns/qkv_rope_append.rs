@@ -7,7 +7,7 @@ use super::{NormOf, alike, source, turn};
 use crate::fidelity::Fidelity;
 use crate::fused::Body;
 use crate::native::{Form, Lowering, LoweringError, Turn};
-use crate::ops::{KvAppend, Linear, SplitHeads, Transpose};
+use crate::ops::{KvAppend, Linear, Split, SplitHeads, Transpose};
 use crate::pattern::{Match, Pattern};
 use crate::state::SlotId;
 
@@ -16,7 +16,8 @@ pub static PATTERN: Pattern = Pattern {
     name: "qkv_rope_append",
     summary: "norm, q/k/v products, norms of heads, rope and cache append as one op",
     class: Fidelity::TokenIdentical,
-    templates: &["
+    templates: &[
+        "
         n ~ rms_norm?(x)
         q0 = linear(n)
         k0 = linear(n)
@@ -33,7 +34,29 @@ pub static PATTERN: Pattern = Pattern {
         v2 = transpose(v1)
         keys, values = kv_append(k4, v2)
         return q4, keys, values
-    "],
+    ",
+        // Half of the columns of a query head are a gate of what attention gives.
+        "
+        n ~ rms_norm?(x)
+        q0 = linear(n)
+        k0 = linear(n)
+        v0 = linear(n)
+        q1 = split_heads(q0)
+        qs, gs = split(q1)
+        gate = flatten_heads(gs)
+        q2 = rms_norm?(qs)
+        q3 = transpose(q2)
+        q4 = rope|rope_frequencies?(q3)
+        k1 = split_heads(k0)
+        k2 = rms_norm?(k1)
+        k3 = transpose(k2)
+        k4 = rope|rope_frequencies?(k3)
+        v1 = split_heads(v0)
+        v2 = transpose(v1)
+        keys, values = kv_append(k4, v2)
+        return q4, keys, values, gate
+    ",
+    ],
     build,
 };
 
@@ -51,16 +74,23 @@ struct Fused {
     input: usize,
     norm: NormOf,
     parts: [Part; 3],
+    /// Whether the product for the queries gives gates too.
+    gated: bool,
     slot: SlotId,
 }
 
 fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
+    let gated = match m.op::<Split>("qs") {
+        Some(split) if split.parts != 2 => return Err(format!("heads are split in {}", split.parts)),
+        split => split.is_some(),
+    };
     let part = |letter: &str| -> Result<Part, String> {
         let name = |n: u8| format!("{letter}{n}");
         let linear = m.need::<Linear>(&name(0))?.clone();
         let heads = m.need::<SplitHeads>(&name(1))?.heads.max(1) as usize;
         let (rows, _) = m.matrix(linear.weight)?;
-        if !rows.is_multiple_of(heads) || !(rows / heads).is_multiple_of(8) {
+        let all = if gated && letter == "q" { 2 * heads } else { heads };
+        if !rows.is_multiple_of(all) || !(rows / all).is_multiple_of(8) {
             return Err(format!("{heads} heads in {rows} rows: heads of a multiple of 8 are supported"));
         }
         let turned = if letter == "v" { name(2) } else { name(3) };
@@ -68,7 +98,7 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
             return Err("heads are brought to another place than in front of the length".to_owned());
         }
         let turn = turn(m, &name(4))?;
-        Ok(Part { linear, heads, width: rows / heads, norm: m.norm(&name(2)), turn })
+        Ok(Part { linear, heads, width: rows / all, norm: m.norm(&name(2)), turn })
     };
     let parts = [part("q")?, part("k")?, part("v")?];
     if parts[1].heads != parts[2].heads {
@@ -77,7 +107,7 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     m.alike(&[parts[0].linear.weight, parts[1].linear.weight, parts[2].linear.weight])?;
     let slot = m.need::<KvAppend>("keys")?.slot;
     let input = m.rows("x")?;
-    Ok(Arc::new(Fused { input, norm: m.norm("n"), parts, slot }))
+    Ok(Arc::new(Fused { input, norm: m.norm("n"), parts, gated, slot }))
 }
 
 impl Body for Fused {
@@ -105,7 +135,9 @@ impl Body for Fused {
         let out = l.output(0, Form::Heads { heads: self.parts[0].heads, width: self.parts[0].width });
         l.output_cache(1, slot, false);
         l.output_cache(2, slot, true);
-        l.push(Qkv { source, parts: [q, k, v], slot, out });
+        let gate_form = Form::Flat { width: self.parts[0].heads * self.parts[0].width };
+        let gate = self.gated.then(|| l.output(3, gate_form));
+        l.push(Qkv { source, parts: [q, k, v], slot, out, gate });
         Ok(())
     }
 }

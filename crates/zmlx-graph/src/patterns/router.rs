@@ -128,6 +128,7 @@ impl Body for Fused {
             source,
             matrix,
             bias: linear_bias,
+            gate: None,
             residual: None,
             out: logits,
             wanted_only: false,

@@ -89,7 +89,7 @@ impl Body for Fused {
         let residual = residual(l, self.residual, matrix.rows())?;
         let bias = l.bias(self.linear.bias)?;
         let out = l.output(0, Form::Flat { width: matrix.rows() });
-        l.push(LinearStage { source, matrix, bias, residual, out, wanted_only: false });
+        l.push(LinearStage { source, matrix, bias, gate: None, residual, out, wanted_only: false });
         Ok(())
     }
 }

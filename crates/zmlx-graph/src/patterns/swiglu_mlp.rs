@@ -14,7 +14,21 @@ pub static PATTERN: Pattern = Pattern {
     name: "swiglu_mlp",
     summary: "norm, gate and up products, SiLU, down product and residual as two stages",
     class: Fidelity::TokenIdentical,
-    templates: &["
+    templates: &[
+        // A shared expert, weighed by a sigmoid of its own: a third stage.
+        "
+        n ~ rms_norm?(x)
+        g = linear(n)
+        u = linear(n)
+        a = swiglu(g, u)
+        d = linear(a)
+        wl = linear(n)
+        ws = sigmoid(wl)
+        w = multiply(ws, d)
+        h = add?(w, r)
+        return h
+    ",
+        "
         n ~ rms_norm?(x)
         g = linear(n)
         u = linear(n)
@@ -22,7 +36,8 @@ pub static PATTERN: Pattern = Pattern {
         d = linear(a)
         h = add?(d, r)
         return h
-    "],
+    ",
+    ],
     build,
 };
 
@@ -51,6 +66,8 @@ struct Fused {
     up: Linear,
     down: Linear,
     activation: Activation,
+    /// Gives the weight of the result before its sigmoid.
+    weight: Option<Linear>,
     residual: Option<usize>,
 }
 
@@ -63,20 +80,43 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     let (gate, up, down) = (linear("g")?, linear("u")?, linear("d")?);
     m.alike(&[gate.weight, up.weight])?;
     let activation = activation(&m.node("a").ok_or("no activation")?.op)?;
+    let weight = match m.node("wl") {
+        Some(_) if m.row_width("wl")? != 1 => return Err("its weight is not one a token".to_owned()),
+        Some(_) => Some(linear("wl")?),
+        None => None,
+    };
     let input = m.rows("x")?;
     let residual = m.residual("h", "d", "r")?;
-    Ok(Arc::new(Fused { input, norm: m.norm("n"), gate, up, down, activation, residual }))
+    Ok(Arc::new(Fused { input, norm: m.norm("n"), gate, up, down, activation, weight, residual }))
 }
 
 impl Body for Fused {
     fn launches(&self) -> u64 {
-        2
+        2 + u64::from(self.weight.is_some())
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
         let (gate, up, down) =
             (l.matrix(self.gate.weight)?, l.matrix(self.up.weight)?, l.matrix(self.down.weight)?);
         alike(&gate, &up)?;
+        let weight = match &self.weight {
+            Some(linear) => {
+                let matrix = l.matrix(linear.weight)?;
+                let source = source(l, self.input, self.norm, &matrix)?;
+                let (bias, out) = (l.bias(linear.bias)?, l.temporary(1));
+                l.push(LinearStage {
+                    source,
+                    matrix,
+                    bias,
+                    gate: None,
+                    residual: None,
+                    out,
+                    wanted_only: false,
+                });
+                Some(out)
+            }
+            None => None,
+        };
         let source = source(l, self.input, self.norm, &gate)?;
         let biases = [l.bias(self.gate.bias)?, l.bias(self.up.bias)?];
         let inner = l.temporary(gate.rows());
@@ -86,7 +126,7 @@ impl Body for Fused {
         let residual = residual(l, self.residual, down.rows())?;
         let bias = l.bias(self.down.bias)?;
         let out = l.output(0, Form::Flat { width: down.rows() });
-        l.push(LinearStage { source, matrix: down, bias, residual, out, wanted_only: false });
+        l.push(LinearStage { source, matrix: down, bias, gate: weight, residual, out, wanted_only: false });
         Ok(())
     }
 }

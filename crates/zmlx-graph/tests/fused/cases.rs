@@ -118,7 +118,9 @@ pub fn cases(pattern: &str, storage: &Storage, variant: usize) -> Vec<Case> {
             vec![plain, latent]
         }
         "short_conv" => one(&[], short_conv),
-        "deltanet" => one(&[], delta_net),
+        "deltanet" => [false, true]
+            .map(|mixed| draft(pattern, storage, variant, &[], |d| (delta_net(d, mixed), Kind::Numbers)))
+            .into(),
         "router" => vec![draft(pattern, storage, variant, &[], |d| router(d, 12, 4))],
         "deepseek_router" => vec![draft(pattern, storage, variant, &[], |d| {
             let (n, width) = (d.input(), d.width);
@@ -173,9 +175,18 @@ fn qkv(d: &mut Draft<'_>, out: bool) -> Value {
     // Values may be wider than keys.
     let value = if d.v.0 == 3 { 2 * head } else { head };
     let (n, width) = (d.input(), d.width);
-    let part = |d: &mut Draft<'_>, name: &str, heads: i32, head: i32| {
-        let y = d.linear(name, n, heads * head, width);
+    // Half of a query's columns may be a gate of the result.
+    let gated = matches!(d.v.0, 2 | 5 | 7);
+    let mut gate = None;
+    let mut part = |d: &mut Draft<'_>, name: &str, heads: i32, head: i32| {
+        let halves = if gated && name == "q" { 2 } else { 1 };
+        let y = d.linear(name, n, halves * heads * head, width);
         let mut y = d.b.node(name, SplitHeads { heads }, &[y]);
+        if halves == 2 {
+            let [q, g] = d.b.node_n(name, Split { parts: 2 }, &[y]);
+            gate = Some(d.b.node(name, FlattenHeads, &[g]));
+            y = q;
+        }
         if d.v.more() && name != "v" {
             y = d.b.rms_norm(&format!("{name}.norm"), y, head, 1e-6);
         }
@@ -199,7 +210,11 @@ fn qkv(d: &mut Draft<'_>, out: bool) -> Value {
     let [keys, values] = d.b.node_n("attention", KvAppend { slot }, &[k, v]);
     let scale = 1.0 / (head as f32).sqrt();
     let y = d.b.node("attention", Attention { scale }, &[q, keys, values]);
-    let y = d.b.node("attention", MergeHeads, &[y]);
+    let mut y = d.b.node("attention", MergeHeads, &[y]);
+    if let Some(gate) = gate {
+        let gate = d.b.node("attention", Sigmoid, &[gate]);
+        y = d.b.multiply("attention", y, gate);
+    }
     if !out {
         return y;
     }
@@ -260,15 +275,29 @@ fn short_conv(d: &mut Draft<'_>) -> Value {
     d.b.multiply("conv", c, y)
 }
 
-/// The gated delta net of Qwen3.5, between its products.
-fn delta_net(d: &mut Draft<'_>) -> Value {
+/// The gated delta net of Qwen3.5, between its products, or of Qwen3-Next, whose products are mixed: key head by key head.
+fn delta_net(d: &mut Draft<'_>, mixed: bool) -> Value {
     let (path, n, width) = ("delta", d.input(), d.width);
     let (key_heads, heads, key, value) = if d.v.more() { (3, 3, 16, 8) } else { (2, 4, 24, 20) };
     let taps = if d.v.bias() { 3 } else { 4 };
     let channels = 2 * key_heads * key + heads * value;
     let product = |d: &mut Draft<'_>, name: &str, out| d.b.linear(name, n, out, width);
-    let (x, z) = (product(d, "in_proj_qkv", channels), product(d, "in_proj_z", heads * value));
-    let (b, a) = (product(d, "in_proj_b", heads), product(d, "in_proj_a", heads));
+    let [x, z, b, a] = if mixed {
+        let all = product(d, "in_proj_qkvz", channels + heads * value);
+        let gates = product(d, "in_proj_ba", 2 * heads);
+        let all = d.b.node(path, SplitHeads { heads: key_heads }, &[all]);
+        let gates = d.b.node(path, SplitHeads { heads: key_heads }, &[gates]);
+        let shared = heads / key_heads;
+        let at = vec![key, 2 * key, 2 * key + shared * value];
+        let parts: [Value; 4] = d.b.node_n(path, SplitAt { at }, &[all]);
+        let [q, k, v, z] = parts.map(|part| d.b.node(path, FlattenHeads, &[part]));
+        let gates: [Value; 2] = d.b.node_n(path, SplitAt { at: vec![shared] }, &[gates]);
+        let [b, a] = gates.map(|part| d.b.node(path, FlattenHeads, &[part]));
+        [d.b.node(path, Concatenate { axis: -1 }, &[q, k, v]), z, b, a]
+    } else {
+        let (x, z) = (product(d, "in_proj_qkv", channels), product(d, "in_proj_z", heads * value));
+        [x, z, product(d, "in_proj_b", heads), product(d, "in_proj_a", heads)]
+    };
     let slot = d.b.slot("conv", SlotKind::ConvState { keep: taps - 1 });
     let s = d.b.node(path, ConvStep { slot, keep: taps - 1 }, &[x]);
     let weight = d.b.tensor("conv1d", &[channels, taps, 1]);
@@ -392,6 +421,14 @@ fn moe(d: &mut Draft<'_>) -> Value {
     let yw = d.b.multiply(path, y, we);
     let s = d.b.node(path, Sum { axis: -2, keepdims: false }, &[yw]);
     let s = if d.v.bias() { d.b.node(path, Cast(None), &[s, y]) } else { s };
+    let s = match d.v.0 {
+        // What a shared expert gives, with a residual after it and without.
+        1 | 3 | 4 => {
+            let shared = d.b.linear("shared", n, width, width);
+            d.b.add(path, s, shared)
+        }
+        _ => s,
+    };
     let x = d.x;
     if d.v.more() { s } else { d.b.add("residual", x, s) }
 }
@@ -399,10 +436,17 @@ fn moe(d: &mut Draft<'_>) -> Value {
 /// A gated feed-forward part with that activation.
 pub fn mlp(d: &mut Draft<'_>, activation: impl Op) -> Value {
     let (n, width) = (d.input(), d.width);
+    let silu = activation.name() == "swiglu";
     let hidden = 2 * width;
     let (g, u) = (d.linear("gate", n, hidden, width), d.linear("up", n, hidden, width));
     let a = d.b.node("mlp", activation, &[g, u]);
-    let (y, x) = (d.linear("down", a, width, hidden), d.x);
+    let (mut y, x) = (d.linear("down", a, width, hidden), d.x);
+    // Weighed by a sigmoid of its own, as shared experts are.
+    if silu && matches!(d.v.0, 1 | 2 | 6) {
+        let weight = d.linear("weight", n, 1, width);
+        let weight = d.b.node("mlp", Sigmoid, &[weight]);
+        y = d.b.multiply("mlp", weight, y);
+    }
     if d.v.more() { y } else { d.b.add("residual", y, x) }
 }
 
