@@ -169,7 +169,7 @@ impl Config {
 
     /// Brings kernels and norms of a published checkpoint to the form of mlx-lm's: kernels `[C, 1, K]` to `[C, K, 1]`, and
     /// 1 is added to the weights of all norms but those inside of delta nets.
-    pub(super) fn from_published(&self, tensors: &mut Tensors) {
+    pub(super) fn adapt_published(&self, tensors: &mut Tensors) {
         let norms = [
             ".input_layernorm.weight",
             ".post_attention_layernorm.weight",

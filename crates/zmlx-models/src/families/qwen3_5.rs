@@ -84,7 +84,7 @@ fn sanitize(config: &ModelConfig, tensors: &mut Tensors) -> Result<(), LoadError
         kernel.is_some_and(|t| t.shape.last() != Some(&1))
     };
     if tensors.names().any(published) {
-        c.from_published(tensors);
+        c.adapt_published(tensors);
     }
     c.tidy(tensors)
 }

@@ -50,7 +50,7 @@ fn read(c: &ModelConfig) -> Result<Config, LoadError> {
 fn sanitize(config: &ModelConfig, tensors: &mut Tensors) -> Result<(), LoadError> {
     let c = read(config)?;
     if tensors.names().any(|name| name.ends_with(".mlp.experts.0.up_proj.weight")) {
-        c.from_published(tensors);
+        c.adapt_published(tensors);
     }
     c.tidy(tensors)
 }

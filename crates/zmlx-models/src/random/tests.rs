@@ -9,16 +9,23 @@ use crate::{GenerateOptions, LoadOptions, Model, Session, inspect};
 
 /// The shapes of an entry, few layers and small.
 fn small(name: &str) -> Json {
-    let mut config = (MODELS.iter().find(|m| m.name == name).unwrap().config)();
-    for (key, value) in [("vocab_size", 512), ("num_hidden_layers", 3), ("moe_intermediate_size", 64)] {
+    let mut whole = (MODELS.iter().find(|m| m.name == name).unwrap().config)();
+    let nested = whole.get("text_config").is_some();
+    let config = if nested { &mut whole["text_config"] } else { &mut whole };
+    // One layer of attention among delta nets.
+    let layers = if config.get("full_attention_interval").is_some() { 4 } else { 3 };
+    for (key, value) in [("vocab_size", 512), ("num_hidden_layers", layers), ("moe_intermediate_size", 64)] {
         if config.get(key).is_some() {
             config[key] = json!(value);
         }
     }
+    if config.get("num_experts").is_some_and(|n| n.as_u64() > Some(128)) {
+        config["num_experts"] = json!(16);
+    }
     if let Some(types) = config.get_mut("layer_types").and_then(Json::as_array_mut) {
         types.truncate(3);
     }
-    config
+    whole
 }
 
 fn write(name: &str, dir: &Path, options: &RandomOptions) -> RandomModel {
@@ -60,8 +67,29 @@ fn published_sizes() {
     }
 }
 
-const PUBLISHED: [(&str, (u64, u64)); 3] =
-    [("lfm2_8b", lfm2_8b()), ("qwen3_30b", qwen3_30b()), ("smollm2_135m", smollm2_135m())];
+const PUBLISHED: [(&str, (u64, u64)); 5] = [
+    ("lfm2_8b", lfm2_8b()),
+    ("qwen3_30b", qwen3_30b()),
+    ("qwen3_5_35b", gated_delta(248_320, 40, 256)),
+    ("qwen3_next_80b", gated_delta(151_936, 48, 512)),
+    ("smollm2_135m", smollm2_135m()),
+];
+
+/// Layers in fours: three delta nets with 16 and 32 heads of 128, one of attention with 16 and 2 heads of 256.
+const fn gated_delta(v: u64, n: u64, experts: u64) -> (u64, u64) {
+    let (h, heads, inner) = (2048, 32, 512);
+    let (attentions, nets) = (n / 4, n - n / 4);
+    let channels = 2 * 16 * 128 + heads * 128;
+    let net = h * channels + 2 * h * heads * 128 + 2 * h * heads;
+    let attention = h * 2 * 16 * 256 + 2 * h * 2 * 256 + 16 * 256 * h;
+    let matrices = 2 * v * h + nets * net + attentions * attention + n * (experts + 1) * 3 * h * inner;
+    let routers = n * (experts + 1) * h;
+    // A_log is kept in four bytes.
+    let (decays, floats) =
+        (nets * heads, nets * (4 * channels + heads + 128) + attentions * 2 * 256 + n * 2 * h + h);
+    let bytes = matrices * 9 / 16 + routers * 17 / 16 + decays * 4 + floats * 2;
+    (matrices + routers + decays + floats, bytes)
+}
 
 const fn qwen3_30b() -> (u64, u64) {
     let (h, v, n) = (2048, 151_936, 48);
