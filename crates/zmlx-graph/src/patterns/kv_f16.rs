@@ -1,10 +1,10 @@
-use std::ops::Range;
 use std::sync::Arc;
 
 use zmlx_mlx::Dtype;
 
 use crate::fidelity::Fidelity;
 use crate::fused::Body;
+use crate::graph::Value;
 use crate::native::{Lowering, LoweringError};
 use crate::pattern::{Match, Pattern};
 
@@ -23,6 +23,10 @@ pub static PATTERN: Pattern = Pattern {
         return q, keys, values
     ",
         "
+        q, keys, values, gate = @qkv_rope_append(x)
+        return q, keys, values, gate
+    ",
+        "
         latents, keys = @glm47_rope(kv)
         return latents, keys
     ",
@@ -35,17 +39,22 @@ pub static PATTERN: Pattern = Pattern {
 struct Half {
     body: Arc<dyn Body>,
     /// Which of its outputs are the cache.
-    caches: Range<usize>,
+    caches: Vec<usize>,
 }
 
 fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     let fused = m.node("keys").and_then(|n| n.op.fused()).ok_or("no fused op keeps the cache")?;
-    let keeps = fused.reference.nodes.iter().any(|n| n.op.name() == "kv_append");
-    if !keeps {
+    let reference = &fused.reference;
+    let kept = |value: &Value| {
+        let node = value.node.checked_sub(reference.inputs).and_then(|at| reference.nodes.get(at));
+        node.is_some_and(|n| n.op.name() == "kv_append")
+    };
+    let caches: Vec<usize> =
+        reference.outputs.iter().enumerate().filter(|(_, v)| kept(v)).map(|(output, _)| output).collect();
+    if caches.is_empty() {
         return Err("the queries' part keeps nothing".to_owned());
     }
-    let outputs = fused.reference.outputs.len();
-    Ok(Arc::new(Half { body: Arc::clone(&fused.body), caches: outputs.saturating_sub(2)..outputs }))
+    Ok(Arc::new(Half { body: Arc::clone(&fused.body), caches }))
 }
 
 impl Body for Half {

@@ -15,8 +15,8 @@ mod lfm2_moe;
 mod llama;
 mod qwen3_5;
 mod qwen3_moe;
-mod rope;
 mod qwen3_next;
+mod rope;
 
 /// A family: its names, how its checkpoints are read, and its graph.
 pub struct Family {
@@ -31,7 +31,8 @@ pub struct Family {
 }
 
 /// The families, one a line.
-const FAMILIES: &[Family] = &[lfm2_moe::FAMILY, llama::FAMILY, qwen3_5::FAMILY, qwen3_moe::FAMILY, qwen3_next::FAMILY];
+const FAMILIES: &[Family] =
+    &[lfm2_moe::FAMILY, llama::FAMILY, qwen3_5::FAMILY, qwen3_moe::FAMILY, qwen3_next::FAMILY];
 
 /// What a family builder tells besides the graph.
 #[derive(Debug, Clone)]
