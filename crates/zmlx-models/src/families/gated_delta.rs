@@ -3,7 +3,7 @@
 
 use zmlx_graph::ops::{
     Attention, Binary, Cast, Concatenate, ConvStep, DeltaGate, DepthwiseConv1d, ExpandLast, FlattenHeads,
-    GatedDelta, KvAppend, MergeHeads, Rope, Sigmoid, Silu, Softmax, Split, SplitAt, SplitHeads, Sum, SwiGlu,
+    GatedDelta, KvAppend, MergeHeads, Sigmoid, Silu, Softmax, Split, SplitAt, SplitHeads, Sum, SwiGlu,
     TakeAlongLast, TopKIndices, Transpose, UnitNorm,
 };
 use zmlx_graph::state::SlotKind;
@@ -12,6 +12,7 @@ use zmlx_mlx::Dtype;
 
 use super::Outline;
 use super::blocks::{Experts, Heads, linear, mlp};
+use super::rope::Rope;
 use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::info::LayerInfo;
@@ -116,7 +117,7 @@ pub(super) fn attention_layers(c: &ModelConfig, layers: i32) -> Result<Vec<bool>
     Ok(attention)
 }
 
-/// A rotary embedding of the leading `factor` of a head.
+/// How much of a head is turned: its leading `factor`, which `key` gives.
 pub(super) fn rotated(c: &ModelConfig, key: &str, head_dim: i32, factor: f64) -> Result<i32, LoadError> {
     let dims = (f64::from(head_dim) * factor) as i32;
     if !(2..=head_dim).contains(&dims) || dims % 2 != 0 {
@@ -137,8 +138,7 @@ pub(super) struct Config {
     pub(super) intermediate_size: i32,
     pub(super) heads: Heads,
     pub(super) attention_bias: bool,
-    pub(super) rope_dims: i32,
-    pub(super) rope_theta: f32,
+    pub(super) rope: Rope,
     pub(super) delta: DeltaNet,
     pub(super) routed: Option<Routed>,
     pub(super) norm_eps: f32,
@@ -248,9 +248,8 @@ impl Config {
         let k = norm(b, "k_norm", k);
         let v = b.node(path, SplitHeads { heads: kv_heads }, &[v]);
         let v = b.node(path, heads_first(), &[v]);
-        let rope = || Rope { dims: self.rope_dims, base: self.rope_theta, traditional: false, scale: 1.0 };
-        let q = b.node(path, rope(), &[q]);
-        let k = b.node(path, rope(), &[k]);
+        let q = self.rope.apply(b, path, q);
+        let k = self.rope.apply(b, path, k);
         let slot = b.slot(path, SlotKind::KvCache);
         let [keys, values] = b.node_n(path, KvAppend { slot }, &[k, v]);
         let y = b.node(path, Attention { scale: self.heads.scale() }, &[q, keys, values]);

@@ -6,6 +6,7 @@ use zmlx_graph::Builder;
 
 use super::blocks::{Heads, layer_count};
 use super::gated_delta::{Config, DeltaNet, Layer, ROUTERS, Routed, attention_layers, rotated};
+use super::rope::Rope;
 use super::{Family, Outline};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
@@ -25,16 +26,8 @@ fn read(config: &ModelConfig) -> Result<Config, LoadError> {
     let hidden_size = c.size("hidden_size")?;
     let heads = Heads::read(c, hidden_size, c.size("num_key_value_heads")?, c.size_opt("head_dim")?)?;
     let rope = c.section("rope_parameters")?.ok_or_else(|| c.missing("rope_parameters"))?;
-    for key in ["type", "rope_type"] {
-        match rope.get(key) {
-            // With text alone, positions of an image's kind are those of the text.
-            Some(kind) if kind != "default" && kind != "mrope" => {
-                return Err(rope.wrong(key, kind, "default: this family's rope is plain"));
-            }
-            _ => {}
-        }
-    }
     let factor = rope.positive_or("partial_rotary_factor", Some(ROTATED))?;
+    let dims = rotated(&rope, "partial_rotary_factor", heads.head_dim, factor)?;
     let with_experts = match config.model_type() {
         "qwen3_5_moe" => c.size("num_experts").map(|_| true)?,
         _ => c.get("num_experts").is_some() && c.count("num_experts")? > 0,
@@ -47,9 +40,8 @@ fn read(config: &ModelConfig) -> Result<Config, LoadError> {
         // Without experts all layers need it; with experts none does.
         intermediate_size: if with_experts { 1 } else { c.size("intermediate_size")? },
         attention_bias: c.flag_or("attention_bias", false)?,
-        rope_dims: rotated(&rope, "partial_rotary_factor", heads.head_dim, factor)?,
+        rope: Rope::read(c, dims, rope.positive("rope_theta")?, false)?,
         heads,
-        rope_theta: rope.positive("rope_theta")? as f32,
         delta: DeltaNet::read(c, false)?,
         routed: if with_experts { Some(Routed::read(c, hidden_size, true)?) } else { None },
         norm_eps: c.positive("rms_norm_eps")? as f32,

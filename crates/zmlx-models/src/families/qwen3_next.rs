@@ -7,6 +7,7 @@ use zmlx_graph::Builder;
 use super::blocks::{Heads, layer_count};
 use super::gated_delta::{Config, DeltaNet, Layer, ROUTERS, Routed, attention_layers, rotated};
 use super::qwen3_moe::sparse_layers;
+use super::rope::Rope;
 use super::{Family, Outline};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
@@ -18,11 +19,8 @@ fn read(c: &ModelConfig) -> Result<Config, LoadError> {
     let count = layer_count(c)?;
     let hidden_size = c.size("hidden_size")?;
     let heads = Heads::read(c, hidden_size, c.size("num_key_value_heads")?, Some(c.size("head_dim")?))?;
-    if let Some(scaling) = c.get("rope_scaling")
-        && scaling.get("type").or_else(|| scaling.get("rope_type")).is_some_and(|t| t != "default")
-    {
-        return Err(c.wrong("rope_scaling", scaling, "null or of type default: this family's rope is plain"));
-    }
+    let factor = c.positive("partial_rotary_factor")?;
+    let dims = rotated(c, "partial_rotary_factor", heads.head_dim, factor)?;
     let sparse = sparse_layers(c, count)?;
     let layers = attention_layers(c, count)?.into_iter().zip(&sparse);
     Ok(Config {
@@ -31,9 +29,8 @@ fn read(c: &ModelConfig) -> Result<Config, LoadError> {
         hidden_size,
         intermediate_size: c.size("intermediate_size")?,
         attention_bias: c.flag_or("attention_bias", false)?,
-        rope_dims: rotated(c, "partial_rotary_factor", heads.head_dim, c.positive("partial_rotary_factor")?)?,
+        rope: Rope::read(c, dims, c.positive("rope_theta")?, false)?,
         heads,
-        rope_theta: c.positive("rope_theta")? as f32,
         delta: DeltaNet::read(c, true)?,
         routed: match sparse.contains(&true) {
             true => Some(Routed::read(c, hidden_size, false)?),
