@@ -44,12 +44,15 @@ folders! {
     lfm2_moe_q4: "lfm2_moe-q4", Whole;
     llama_bf16: "llama-bf16", Whole;
     llama_q4: "llama-q4", Whole;
+    qwen3_5_q4: "qwen3_5-q4", Whole;
+    qwen3_5_moe_q4: "qwen3_5_moe-q4", Whole;
     qwen3_moe_mxfp4: "qwen3_moe-mxfp4-all", Whole;
     qwen3_moe_mxfp8: "qwen3_moe-mxfp8-all", Whole;
     qwen3_moe_nvfp4: "qwen3_moe-nvfp4-all", Whole;
     qwen3_moe_q3: "qwen3_moe-q3", Whole;
     qwen3_moe_q4: "qwen3_moe-q4", Whole;
     qwen3_moe_q8: "qwen3_moe-q8", Whole;
+    qwen3_next_q4: "qwen3_next-q4", Whole;
 }
 
 /// Logits of stock against mlx-lm's, and of any form against itself with the prompt cut otherwise.

@@ -151,7 +151,13 @@ fn counts_of_plans_are_those_of_loaded_models() {
 /// Bytes a token and parameters, from the published shapes: 4 bits with scales and biases of two bytes make 4.5.
 #[test]
 fn published_shapes_read_what_they_are_known_to() {
-    for (name, gigabytes, billions) in [("lfm2_8b", 0.88, 8.34), ("qwen3_30b", 1.72, 30.53)] {
+    let known = [
+        ("lfm2_8b", 0.88, 8.34),
+        ("qwen3_30b", 1.72, 30.53),
+        ("qwen3_5_35b", 1.66, 34.66),
+        ("qwen3_next_80b", 2.01, 79.67),
+    ];
+    for (name, gigabytes, billions) in known {
         let blueprint = Blueprint::from_config(&config(&published(name))).unwrap();
         assert_eq!(blueprint.sizes, SizesFrom::Config);
         let total = blueprint.decode_cost(0).unwrap().total;

@@ -30,7 +30,7 @@ pub const MODELS: &[PublishedModel] = &[
     },
     PublishedModel {
         name: "qwen3_next_80b",
-        about: "Qwen/Qwen3-Next-80B-A3B: 79.7 B parameters, 3.9 B active, delta nets and attention, 512 experts",
+        about: "Qwen/Qwen3-Next-80B-A3B: 79.7 B parameters, 3.6 B active, delta nets and attention, 512 experts",
         config: qwen3_next_80b,
     },
     PublishedModel {
