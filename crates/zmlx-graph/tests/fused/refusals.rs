@@ -231,3 +231,108 @@ fn experts_without_a_fused_router_are_refused() {
     refused(&g, &["moe_mlp"], "stored differently");
     refused(&g, &["router", "moe_mlp"], "stored differently");
 }
+
+#[test]
+fn a_weight_of_a_result_is_one_a_token() {
+    let g = graph(|b, x| {
+        let [.., y] = mlp(b, x, "gate", "up");
+        let w = b.linear("weight", x, WIDTH, WIDTH);
+        let w = b.node("mlp", Sigmoid, &[w]);
+        b.multiply("mlp", w, y)
+    });
+    // What comes before the weight may still be taken.
+    let (matched, reasons) = tried(&g, &["swiglu_mlp"]);
+    assert_eq!(matched, 1);
+    assert!(reasons.iter().any(|r| r.contains("not one a token")), "{reasons:?}");
+}
+
+#[test]
+fn heads_that_are_split_in_three_are_refused() {
+    let g = graph(|b, x| {
+        let q = b.linear("q", x, 3 * WIDTH, WIDTH);
+        let q = b.node("q", SplitHeads { heads: 12 }, &[q]);
+        let [q, gate, _rest] = b.node_n("q", Split { parts: 3 }, &[q]);
+        let gate = b.node("q", FlattenHeads, &[gate]);
+        let mut part = |path: &str| {
+            let y = b.linear(path, x, 32, WIDTH);
+            let y = b.node(path, SplitHeads { heads: 4 }, &[y]);
+            b.node(path, Transpose(vec![0, 2, 1, 3]), &[y])
+        };
+        let (k, v) = (part("k"), part("v"));
+        let q = b.node("q", Transpose(vec![0, 2, 1, 3]), &[q]);
+        let slot = b.slot("attention", SlotKind::KvCache);
+        let [keys, values] = b.node_n("attention", KvAppend { slot }, &[k, v]);
+        let y = b.node("attention", Attention { scale: 0.3 }, &[q, keys, values]);
+        let y = b.node("attention", MergeHeads, &[y]);
+        let gate = b.node("attention", Sigmoid, &[gate]);
+        let y = b.multiply("attention", y, gate);
+        b.linear("out", y, WIDTH, WIDTH)
+    });
+    refused(&g, &["qkv_rope_append"], "split in 3");
+    refused(&g, &["qkv_rope_append", "attention_out"], "qkv_rope_append");
+}
+
+/// How a delta net differs from those that are known.
+#[derive(Clone, Copy, PartialEq)]
+enum Odd {
+    Nothing,
+    Narrow,
+    KeysFirst,
+    GatesSwapped,
+}
+
+/// A delta net whose products are mixed, key head by key head.
+fn delta_net(b: &mut Builder<'_>, x: Value, odd: Odd) -> Value {
+    let (path, key_heads, heads, width) = ("delta", 2, 4, 8);
+    let split = |b: &mut Builder<'_>, x, heads| b.node(path, SplitHeads { heads }, &[x]);
+    let all = b.linear("qkvz", x, 96, WIDTH);
+    let all = split(b, all, key_heads);
+    let gates = b.linear("ba", x, 2 * heads, WIDTH);
+    let gates = split(b, gates, key_heads);
+    let parts: [Value; 4] = b.node_n(path, SplitAt { at: vec![8, 16, 32] }, &[all]);
+    let gates: [Value; 2] = b.node_n(path, SplitAt { at: vec![2] }, &[gates]);
+    let [q, k, v, z] = parts.map(|part| b.node(path, FlattenHeads, &[part]));
+    let [mut beta, mut a] = gates.map(|part| b.node(path, FlattenHeads, &[part]));
+    if odd == Odd::GatesSwapped {
+        (beta, a) = (a, beta);
+    }
+    let joined = if odd == Odd::KeysFirst { [k, q, v] } else { [q, k, v] };
+    let x = b.node(path, Concatenate { axis: -1 }, &joined);
+    let slot = b.slot("conv", SlotKind::ConvState { keep: 3 });
+    let x = b.node(path, ConvStep { slot, keep: 3 }, &[x]);
+    let weight = b.tensor("conv", &[64, 4, 1]);
+    let x = b.node(path, DepthwiseConv1d { weight, bias: None }, &[x]);
+    let x = b.node(path, Silu, &[x]);
+    let [q, k, v] = b.node_n(path, SplitAt { at: vec![16, 32] }, &[x]);
+    let (q, k, v) = (split(b, q, key_heads), split(b, k, key_heads), split(b, v, heads));
+    let q = b.node(path, UnitNorm { scale: 0.125, eps: 1e-6 }, &[q]);
+    let k = b.node(path, UnitNorm { scale: 0.35, eps: 1e-6 }, &[k]);
+    let beta = b.node(path, Sigmoid, &[beta]);
+    let (a_log, dt_bias) = (b.bare_f32("A_log", &[heads]), b.bare("dt_bias", &[heads]));
+    let g = b.node(path, DeltaGate { a_log, dt_bias }, &[a]);
+    let slot = b.slot("delta", SlotKind::DeltaState);
+    let y = b.node(path, GatedDelta { slot }, &[q, k, v, g, beta]);
+    let n = b.rms_norm("delta.norm", y, width, 1e-6);
+    let z = split(b, z, heads);
+    let dtype = if odd == Odd::Narrow { zmlx_mlx::Dtype::Float16 } else { zmlx_mlx::Dtype::Float32 };
+    let (z, n) = (b.node(path, Cast(Some(dtype)), &[z]), b.node(path, Cast(Some(dtype)), &[n]));
+    let o = b.node(path, SwiGlu, &[z, n]);
+    let o = b.node(path, Cast(None), &[o, y]);
+    b.node(path, FlattenHeads, &[o])
+}
+
+#[test]
+fn delta_nets_that_compute_something_else_are_refused() {
+    let with = |odd| graph(move |b, x| delta_net(b, x, odd));
+    assert_eq!(tried(&with(Odd::Nothing), &["deltanet"]).0, 1);
+    // Of mixed products in another order the parts may still be taken, each as a row of its own.
+    for odd in [Odd::KeysFirst, Odd::GatesSwapped] {
+        let left = rewritten(&with(odd), &["deltanet"]).graph.to_string();
+        assert!(left.contains("concatenate"), "{left}");
+        tried(&with(odd), &["deltanet"]);
+    }
+    let fused = rewritten(&with(Odd::Narrow), &["deltanet"]);
+    let found = report(&fused, "deltanet");
+    assert_eq!(found.matched, 0);
+    assert!(found.refused.iter().any(|r| r.contains("float32")), "{found:?}");
+}
