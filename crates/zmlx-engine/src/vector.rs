@@ -34,6 +34,55 @@ unsafe fn axpy_avx2(a: f32, x: &[f32], y: &mut [f32]) {
     y.iter_mut().zip(x).for_each(|(y, x)| *y = a.mul_add(*x, *y));
 }
 
+/// One row of the delta rule: `s = g s; s = s + beta (v - s . k) k`, and gives `s . q`. The row is read twice.
+#[inline]
+pub(crate) fn delta_row(s: &mut [f32], [k, q]: [&[f32]; 2], g: f32, v: f32, beta: f32) -> f32 {
+    let delta = (v - g * dot(s, k)) * beta;
+    #[cfg(target_arch = "x86_64")]
+    if crate::matrix::has_avx2() {
+        // SAFETY: AVX2 and FMA are there.
+        return unsafe { decay_add_dot_avx2(s, [k, q], g, delta) };
+    }
+    decay_add_dot(s, [k, q], g, delta, |a, b, c| a * b + c)
+}
+
+/// Sums that are taken side by side.
+const SUMS: usize = 32;
+
+/// `s = g s + a k`, and gives `s . q`; `fma(a, b, c)` is `a b + c`.
+#[inline(always)]
+fn decay_add_dot(
+    s: &mut [f32],
+    [k, q]: [&[f32]; 2],
+    g: f32,
+    a: f32,
+    fma: impl Fn(f32, f32, f32) -> f32,
+) -> f32 {
+    let mut sums = [0.0; SUMS];
+    let (s, s_rest) = s.as_chunks_mut::<SUMS>();
+    let ((k, k_rest), (q, q_rest)) = (k.as_chunks::<SUMS>(), q.as_chunks::<SUMS>());
+    let mut rest = 0.0;
+    for ((s, k), q) in s_rest.iter_mut().zip(k_rest).zip(q_rest) {
+        *s = fma(a, *k, g * *s);
+        rest = fma(*s, *q, rest);
+    }
+    for ((s, k), q) in s.iter_mut().zip(k).zip(q) {
+        for i in 0..SUMS {
+            s[i] = fma(a, k[i], g * s[i]);
+            sums[i] = fma(s[i], q[i], sums[i]);
+        }
+    }
+    sums.iter().sum::<f32>() + rest
+}
+
+/// # Safety
+/// AVX2 and FMA must be there.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn decay_add_dot_avx2(s: &mut [f32], with: [&[f32]; 2], g: f32, a: f32) -> f32 {
+    decay_add_dot(s, with, g, a, f32::mul_add)
+}
+
 /// `f` of every element, in place.
 pub(crate) fn apply(f: MathFn, x: &mut [f32], room: &mut Vec<f32>) {
     room.clear();

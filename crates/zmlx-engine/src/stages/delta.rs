@@ -206,9 +206,7 @@ impl Stage for DeltaHeads {
             // The largest of NaN and a number is the number: keep what is not one.
             let g = if x.is_nan() { x } else { (rate * softplus(x)).exp() };
             for ((row, v), y) in state.chunks_exact_mut(key).zip(v).zip(y.iter_mut()) {
-                row.iter_mut().for_each(|s| *s *= g);
-                vector::axpy((v - vector::dot(row, k)) * beta, k, row);
-                *y = vector::dot(row, q);
+                *y = vector::delta_row(row, [k, q], g, *v, beta);
             }
             gate.copy_from_slice(z);
             vector::apply(MathFn::Silu, gate, &mut local.a);
