@@ -36,6 +36,7 @@ mod options;
 pub mod patch;
 mod profile;
 pub mod random;
+mod recipe;
 mod sampling;
 mod source;
 pub mod stop;

@@ -521,7 +521,7 @@ fn read_bytes(
 fn read_tensor(built: &Built, spec: &TensorSpec, files: &mut Reader<'_>) -> Result<Array, LoadError> {
     let missing = |name: &str| LoadError::MissingTensors { count: 1, names: name.to_owned() };
     let tensor = built.tensors.get(&spec.name).ok_or_else(|| missing(&spec.name))?;
-    let readers = tensor.part.map_or(1, |part| part.of);
+    let readers = tensor.readers();
     let parts: Result<Vec<Array>, LoadError> =
         tensor.sources.iter().map(|s| files.take(s, readers)?.ok_or_else(|| missing(s))).collect();
     Ok(assemble(tensor, &parts?)?)

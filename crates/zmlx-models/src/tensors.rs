@@ -10,6 +10,7 @@ use zmlx_mlx::{Array, ops};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::LoadError;
+use crate::recipe::Recipe;
 
 /// How many names an error lists.
 const NAMED: usize = 5;
@@ -25,6 +26,8 @@ pub struct Tensor {
     pub part: Option<Part>,
     /// Added to each element on loading, in the dtype that it is stored in.
     pub offset: Option<f64>,
+    /// How it is computed from its sources, if it is; the fields above then say nothing.
+    pub recipe: Option<Recipe>,
     /// Shape, after stacking and permuting.
     pub shape: Vec<i32>,
     /// Dtype as the header names it.
@@ -47,12 +50,23 @@ pub struct Part {
 impl Tensor {
     /// A tensor as a file has it.
     pub(crate) fn stored(name: &str, shape: Vec<i32>, dtype: String) -> Self {
-        Self { sources: vec![name.to_owned()], transpose: None, part: None, offset: None, shape, dtype }
+        Self::made(vec![name.to_owned()], None, shape, dtype)
+    }
+
+    /// A tensor that a recipe makes of its sources.
+    pub(crate) fn made(sources: Vec<String>, recipe: Option<Recipe>, shape: Vec<i32>, dtype: String) -> Self {
+        Self { sources, transpose: None, part: None, offset: None, recipe, shape, dtype }
     }
 
     /// Whether it is the bytes of its source and nothing else.
     pub(crate) fn is_plain(&self) -> bool {
-        self.sources.len() == 1 && self.transpose.is_none() && self.part.is_none() && self.offset.is_none()
+        let changed = self.transpose.is_some() || self.part.is_some() || self.offset.is_some();
+        self.sources.len() == 1 && !changed && self.recipe.is_none()
+    }
+
+    /// How many tensors are made of its sources.
+    pub(crate) fn readers(&self) -> usize {
+        self.recipe.as_ref().map_or_else(|| self.part.map_or(1, |part| part.of), Recipe::readers)
     }
 }
 
@@ -60,6 +74,8 @@ impl Tensor {
 #[derive(Debug, Clone, Default)]
 pub struct Tensors {
     by_name: BTreeMap<String, Tensor>,
+    /// Whether a foreign way of quantising was translated, so that the configuration's word for it counts no more.
+    translated: bool,
 }
 
 impl Tensors {
@@ -75,7 +91,7 @@ impl Tensors {
             })?;
             by_name.insert(name.clone(), Tensor::stored(name, shape, info.dtype.clone()));
         }
-        Ok(Self { by_name })
+        Ok(Self { by_name, translated: false })
     }
 
     /// Renames tensors; names for which `new_name` gives `None` stay.
@@ -86,7 +102,7 @@ impl Tensors {
 
     /// The tensors of another kind of file.
     pub(crate) fn from_list(tensors: impl Iterator<Item = (String, Tensor)>) -> Self {
-        Self { by_name: tensors.collect() }
+        Self { by_name: tensors.collect(), translated: false }
     }
 
     /// Leaves out tensors that the graph has no use for.
@@ -127,8 +143,11 @@ impl Tensors {
         }
         let mut shape = first.shape;
         shape.insert(0, experts);
-        let sources = parts.into_iter().flat_map(|p| p.sources).collect();
-        let tensor = Tensor { sources, shape, ..first };
+        let sources = parts.iter().flat_map(|p| p.sources.clone()).collect();
+        let tensor = match parts.iter().all(Tensor::is_plain) {
+            true => Tensor { sources, shape, ..first },
+            false => Tensor::made(sources, Some(Recipe::stacked(parts)), shape, first.dtype),
+        };
         self.by_name.insert(stacked.to_owned(), tensor);
         Ok(())
     }
@@ -165,6 +184,21 @@ impl Tensors {
         for (_, tensor) in self.by_name.iter_mut().filter(|(name, t)| t.shape.len() == 1 && which(name)) {
             tensor.offset = Some(value + tensor.offset.unwrap_or(0.0));
         }
+    }
+
+    /// Puts a tensor in, or in the place of one of that name.
+    pub(crate) fn insert(&mut self, name: String, tensor: Tensor) {
+        self.by_name.insert(name, tensor);
+    }
+
+    /// Takes a tensor out.
+    pub(crate) fn take(&mut self, name: &str) -> Option<Tensor> {
+        self.by_name.remove(name)
+    }
+
+    /// Says that a foreign way of quantising was translated.
+    pub(crate) fn set_translated(&mut self) {
+        self.translated = true;
     }
 
     /// The names.
@@ -218,7 +252,7 @@ impl Tensors {
     /// How the matrix at `path` with that many columns is stored, by the rules of mlx-lm: an override of `config.json`,
     /// else inferred from the shapes of weight and scales, else not quantised.
     pub fn format(&self, config: &ModelConfig, path: &str, columns: i32) -> Result<Format, LoadError> {
-        let Some(section) = quantization_section(config)? else { return Ok(Format::Dense) };
+        let Some(section) = quantization_section(config, self.translated)? else { return Ok(Format::Dense) };
         match section.get(path) {
             Some(Value::Bool(false)) => return Ok(Format::Dense),
             Some(value @ Value::Object(_)) => {
@@ -262,7 +296,7 @@ impl Tensors {
 /// How the matrix at `path` is stored if the section on quantization is all that is known: its override, else the
 /// setting for all, as mlx-lm quantises; matrices that the groups do not fit stay as they are.
 pub(crate) fn format_alone(config: &ModelConfig, path: &str, columns: i32) -> Result<Format, LoadError> {
-    let Some(section) = quantization_section(config)? else { return Ok(Format::Dense) };
+    let Some(section) = quantization_section(config, false)? else { return Ok(Format::Dense) };
     let all = || Value::Object(section.clone());
     match section.get(path) {
         Some(Value::Bool(false)) => Ok(Format::Dense),
@@ -288,14 +322,17 @@ fn quantization_error(path: &str, message: String) -> LoadError {
     LoadError::Quantization { path: path.to_owned(), message }
 }
 
-/// The `quantization` section of `config.json`.
-fn quantization_section(config: &ModelConfig) -> Result<Option<&serde_json::Map<String, Value>>, LoadError> {
+/// The `quantization` section of `config.json`. One of a foreign method is an error unless it was `translated`.
+fn quantization_section(
+    config: &ModelConfig,
+    translated: bool,
+) -> Result<Option<&serde_json::Map<String, Value>>, LoadError> {
     let section = config.get("quantization").or_else(|| config.get("quantization_config"));
     let Some(section) = section else { return Ok(None) };
     let object = section
         .as_object()
         .ok_or_else(|| quantization_error("config.json", "the section is not an object".to_owned()))?;
-    if let Some(method) = object.get("quant_method") {
+    if let Some(method) = object.get("quant_method").filter(|_| !translated) {
         let message = format!("quant_method {method} is not supported: convert the model with mlx-lm first");
         return Err(quantization_error("config.json", message));
     }
@@ -342,6 +379,9 @@ fn checked(path: &str, q: Quantization, columns: i32) -> Result<Quantization, Lo
 
 /// Puts a tensor together from the arrays of its sources.
 pub(crate) fn assemble(tensor: &Tensor, parts: &[Array]) -> zmlx_mlx::Result<Array> {
+    if let Some(recipe) = &tensor.recipe {
+        return recipe.make(parts);
+    }
     let whole = match parts {
         [one] => one.clone(),
         many => ops::stack(&many.iter().collect::<Vec<_>>(), 0)?,
