@@ -107,23 +107,60 @@ fn the_delta_rule_is_that_of_mlx() -> Result<()> {
     Ok(())
 }
 
+/// Latent attention, over the `k` best positions if it is sparse.
+fn latent_attention(b: &mut Builder<'_>, ids: Value, k: Option<i32>) -> Value {
+    let (heads, nope, rope, latent, value) = (3, 12, 8, 20, 10);
+    let head_first = |b: &mut Builder<'_>, path: &str, heads: i32, width: i32| {
+        let x = b.embedding(path, ids, VOCABULARY, heads * width);
+        let x = b.node(path, SplitHeads { heads }, &[x]);
+        b.node(path, Transpose(vec![0, 2, 1, 3]), &[x])
+    };
+    let (q, q_pe) = (head_first(b, "q", heads, nope), head_first(b, "q_pe", heads, rope));
+    let (c, k_pe) = (head_first(b, "c", 1, latent), head_first(b, "k_pe", 1, rope));
+    let slot = b.slot("mla", SlotKind::KvCache);
+    let [c, k_pe] = b.node_n("mla", KvAppend { slot }, &[c, k_pe]);
+    let embed = b.matrices("embed", [heads, latent, nope]);
+    let unembed = b.matrices("unembed", [heads, value, latent]);
+    let attention = MlaAttention { embed, unembed, scale: 0.25 };
+    let Some(k) = k else { return b.node("mla", attention, &[q, q_pe, c, k_pe]) };
+    let (index_q, index_k) = (head_first(b, "index_q", 4, 16), head_first(b, "index_k", 1, 16));
+    let turned = |b: &mut Builder<'_>, x| {
+        b.node("index", Rope { dims: 8, base: 1e2, traditional: false, scale: 1.0 }, &[x])
+    };
+    let (index_q, index_k) = (turned(b, index_q), turned(b, index_k));
+    let weights = b.embedding("weights", ids, VOCABULARY, 4);
+    let slot = b.slot("index", SlotKind::KvCache);
+    let [keys, _] = b.node_n("index", KvAppend { slot }, &[index_k, index_k]);
+    let positions = b.node("index", TopPositions { k }, &[index_q, keys, weights]);
+    b.node("mla", SparseMlaAttention(attention), &[q, q_pe, c, k_pe, positions])
+}
+
+#[test]
+fn sparse_latent_attention_gathered_and_masked_is_the_same() -> Result<()> {
+    let ids: Vec<u32> = (0..23).map(|i| i * 7 % VOCABULARY as u32).collect();
+    let run = |k: Option<i32>, lengths: &[usize]| {
+        let (_, executor) = executor(|b, ids| latent_attention(b, ids, k));
+        joined(&executor, &ids, lengths, 2)
+    };
+    let dense = run(None, &[1; 23])?;
+    let sparse = run(Some(5), &[1; 23])?;
+    for lengths in [&[23][..], &[4, 1, 6, 12], &[2, 20, 1]] {
+        close(&format!("{lengths:?}"), &sparse, &run(Some(5), lengths)?, 2e-6);
+        close(&format!("all in {lengths:?}"), &dense, &run(Some(23), lengths)?, 2e-6);
+    }
+    // Values of a head are 10 wide: the first five tokens see all there is, the others do not.
+    let head = |v: &[f32], token: usize| v[token * 10..(token + 1) * 10].to_vec();
+    for token in 0..23 {
+        let same = head(&dense, token) == head(&sparse, token);
+        assert_eq!(same, token < 5, "token {token}");
+    }
+    Ok(())
+}
+
 #[test]
 fn latent_attention_absorbed_and_expanded_is_the_same() -> Result<()> {
-    let (heads, nope, rope, latent, value) = (3, 12, 8, 20, 10);
-    let (_, executor) = executor(|b, ids| {
-        let head_first = |b: &mut Builder<'_>, path: &str, heads: i32, width: i32| {
-            let x = b.embedding(path, ids, VOCABULARY, heads * width);
-            let x = b.node(path, SplitHeads { heads }, &[x]);
-            b.node(path, Transpose(vec![0, 2, 1, 3]), &[x])
-        };
-        let (q, q_pe) = (head_first(b, "q", heads, nope), head_first(b, "q_pe", heads, rope));
-        let (c, k_pe) = (head_first(b, "c", 1, latent), head_first(b, "k_pe", 1, rope));
-        let slot = b.slot("mla", SlotKind::KvCache);
-        let [c, k_pe] = b.node_n("mla", KvAppend { slot }, &[c, k_pe]);
-        let embed = b.matrices("embed", [heads, latent, nope]);
-        let unembed = b.matrices("unembed", [heads, value, latent]);
-        b.node("mla", MlaAttention { embed, unembed, scale: 0.25 }, &[q, q_pe, c, k_pe])
-    });
+    let (heads, value) = (3, 10);
+    let (_, executor) = executor(|b, ids| latent_attention(b, ids, None));
     let ids: Vec<u32> = (0..11).map(|i| i * 7 % VOCABULARY as u32).collect();
     let singles = joined(&executor, &ids, &[1; 11], 2)?;
     for lengths in [&[11][..], &[4, 1, 6], &[2, 9]] {

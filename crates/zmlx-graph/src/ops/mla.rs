@@ -95,31 +95,120 @@ impl Op for MlaAttention {
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
-        let [q, q_pe, latents, k_pe] = inputs else {
+        let &[q, q_pe, latents, k_pe] = inputs else {
             return Err(Error::Argument("mla_attention takes q_nope, q_pe, latents and k_pe".to_owned()));
         };
-        let (length, seen, scale) = (q.dim(2)?, latents.dim(2)?, f64::from(self.scale));
+        Ok(vec![self.attend(context, q, q_pe, latents, k_pe, None)?])
+    }
+}
+
+impl MlaAttention {
+    /// `seen_by`: which positions each query may look at, `[..., L, S]`; of one query, all by default.
+    fn attend(
+        &self,
+        context: &Context<'_>,
+        q: &Array,
+        q_pe: &Array,
+        latents: &Array,
+        k_pe: &Array,
+        seen_by: Option<&Array>,
+    ) -> Result<Array> {
+        let (length, scale) = (q.dim(2)?, f64::from(self.scale));
         let scores = q_pe.multiply_scalar(scale)?.matmul(&k_pe.swapaxes(-1, -2)?)?;
         let (embed, unembed) = (context.weight(self.embed), context.weight(self.unembed));
+        let attention = |q: &Array, keys: &Array, values: &Array, scores: &Array| {
+            fast::scaled_dot_product_attention(q, keys, values, self.scale, "", Some(scores), None)
+        };
         if length == 1 {
-            let q = embed.linear(q)?;
-            let y = fast::scaled_dot_product_attention(
-                &q,
-                latents,
-                latents,
-                self.scale,
-                "",
-                Some(&scores),
-                None,
-            )?;
-            return Ok(vec![unembed.linear(&y)?]);
+            return unembed.linear(&attention(&embed.linear(q)?, latents, latents, &scores)?);
         }
-        let row = |start: i32, stop: i32| ops::arange(start.into(), stop.into(), 1.0, Dtype::Int32);
-        let seen_by = row(seen - length, seen)?.expand_dims(&[-1])?.greater_equal(&row(0, seen)?)?;
-        let scores = seen_by.where_(&scores, &lowest(scores.dtype())?)?;
+        let causal = match seen_by {
+            Some(seen_by) => seen_by.clone(),
+            None => causal(length, latents.dim(2)?)?,
+        };
+        let scores = causal.where_(&scores, &lowest(scores.dtype())?)?;
         let (keys, values) = (embed.linear_back(latents)?, unembed.linear(latents)?);
-        let y = fast::scaled_dot_product_attention(q, &keys, &values, self.scale, "", Some(&scores), None)?;
-        Ok(vec![y])
+        attention(q, &keys, &values, &scores)
+    }
+}
+
+/// Whether the last `length` of `seen` positions see each of them: `[length, seen]`.
+pub(super) fn causal(length: i32, seen: i32) -> Result<Array> {
+    let row = |start: i32, stop: i32| ops::arange(start.into(), stop.into(), 1.0, Dtype::Int32);
+    row(seen - length, seen)?.expand_dims(&[-1])?.greater_equal(&row(0, seen)?)
+}
+
+/// [`MlaAttention`] over chosen positions only: its inputs, and positions `[B, 1, L, k]` as
+/// [`TopPositions`](super::TopPositions) gives them. Positions of all that was seen (`k = S`) choose nothing.
+///
+/// One query has its latents gathered, in the order of its positions; several have the others masked, as mlx-lm does it.
+#[derive(Debug, Clone, Copy)]
+pub struct SparseMlaAttention(pub MlaAttention);
+
+impl Op for SparseMlaAttention {
+    fn name(&self) -> &'static str {
+        "sparse_mla_attention"
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, Attribute)> {
+        self.0.attributes()
+    }
+
+    fn weights(&self) -> Vec<WeightId> {
+        self.0.weights()
+    }
+
+    fn infer(
+        &self,
+        context: &InferContext<'_>,
+        given: &[Type],
+    ) -> std::result::Result<Vec<Type>, ShapeError> {
+        let [q, _, _, _, positions] = inputs(given)?;
+        let made = self.0.infer(context, &given[..4])?;
+        let fits = match (positions.shape.0.as_slice(), q.shape.0.as_slice()) {
+            ([b, one, l, _], [batch, _, length, _]) => (b, l) == (batch, length) && one.is(1),
+            _ => false,
+        };
+        if !fits || !positions.dtype.is_index() {
+            return Err(ShapeError::input(
+                4,
+                positions,
+                format_args!("[B, 1, L, k] integers for queries {q}"),
+            ));
+        }
+        Ok(made)
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        // As if every position were read: what is left out depends on how long the sequence is.
+        let Some(inputs) = node.inputs().get(..4) else { return Work::default() };
+        let dense = NodeCost::new(node.context(), node.weights(), inputs, node.outputs());
+        let work = self.0.work(&dense);
+        Work { launches: work.launches + 2, ..work }
+    }
+
+    fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
+        let &[q, q_pe, latents, k_pe, positions] = inputs else {
+            let message = "sparse_mla_attention takes q_nope, q_pe, latents, k_pe and positions";
+            return Err(Error::Argument(message.to_owned()));
+        };
+        let (length, seen) = (q.dim(2)?, latents.dim(2)?);
+        if positions.dim(-1)? == seen {
+            return Ok(vec![self.0.attend(context, q, q_pe, latents, k_pe, None)?]);
+        }
+        if length == 1 {
+            let at = positions.transpose(&[0, 1, 3, 2])?;
+            let gathered = |a: &Array| {
+                let mut shape = at.shape().to_vec();
+                shape[3] = a.dim(3)?;
+                a.take_along_axis(&at.broadcast_to(&shape)?, 2)
+            };
+            return Ok(vec![self.0.attend(context, q, q_pe, &gathered(latents)?, &gathered(k_pe)?, None)?]);
+        }
+        let none = ops::zeros(&[q.dim(0)?, 1, length, seen], Dtype::Bool)?;
+        let chosen = none.put_along_axis(positions, &Array::scalar_as(1.0, Dtype::Bool)?, -1)?;
+        let seen_by = chosen.logical_and(&causal(length, seen)?)?;
+        Ok(vec![self.0.attend(context, q, q_pe, latents, k_pe, Some(&seen_by))?])
     }
 }
 
