@@ -100,6 +100,11 @@ impl ModelConfig {
         }
     }
 
+    /// A count or size, 1 to 2^24, or `null` for what the model does not have; the key must be there.
+    pub fn size_or_null(&self, key: &str) -> Result<Option<i32>, LoadError> {
+        if self.root.contains_key(key) { self.size_opt(key) } else { Err(self.missing(key)) }
+    }
+
     /// A count that may be 0.
     pub fn count(&self, key: &str) -> Result<i32, LoadError> {
         let value = self.get(key).ok_or_else(|| self.missing(key))?;

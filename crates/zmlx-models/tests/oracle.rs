@@ -41,6 +41,13 @@ macro_rules! folders {
 }
 
 folders! {
+    deepseek_v3_fp8: "deepseek_v3-fp8", Whole;
+    deepseek_v3_int4: "deepseek_v3-int4", Whole;
+    deepseek_v3_q4: "deepseek_v3-q4", Whole;
+    deepseek_v3_q4_whole_kv_b: "deepseek_v3-q4-whole-kv_b", Whole;
+    deepseek_v32_q4: "deepseek_v32-q4", Whole;
+    glm4_moe_lite_q4: "glm4_moe_lite-q4", Whole;
+    kimi_k25_q4: "kimi_k25-q4", Whole;
     lfm2_moe_q4: "lfm2_moe-q4", Whole;
     llama_bf16: "llama-bf16", Whole;
     llama_q4: "llama-q4", Whole;

@@ -10,9 +10,13 @@ use crate::info::LayerInfo;
 use crate::tensors::{Tensors, format_alone};
 
 mod blocks;
+mod deepseek_v3;
 mod gated_delta;
+mod glm4_moe_lite;
 mod lfm2_moe;
 mod llama;
+mod mla;
+mod mla_weights;
 mod qwen3_5;
 mod qwen3_moe;
 mod qwen3_next;
@@ -33,6 +37,17 @@ pub struct Family {
 /// The families, one a line.
 const FAMILIES: &[Family] =
     &[lfm2_moe::FAMILY, llama::FAMILY, qwen3_5::FAMILY, qwen3_moe::FAMILY, qwen3_next::FAMILY];
+const FAMILIES: &[Family] = &[
+    deepseek_v3::V3,
+    deepseek_v3::V32,
+    deepseek_v3::KIMI,
+    glm4_moe_lite::FAMILY,
+    lfm2_moe::FAMILY,
+    llama::FAMILY,
+    qwen3_5::FAMILY,
+    qwen3_moe::FAMILY,
+    qwen3_next::FAMILY,
+];
 
 /// What a family builder tells besides the graph.
 #[derive(Debug, Clone)]

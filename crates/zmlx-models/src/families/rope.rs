@@ -74,7 +74,6 @@ impl Rope {
 
     /// By what a family multiplies its scale of attention where it heeds YaRN's `mscale_all_dim`: the square of
     /// `0.1 * mscale_all_dim * ln factor + 1`; 1 without.
-    #[allow(dead_code, reason = "of families with latent attention")]
     pub(super) fn attention_factor(&self) -> f64 {
         self.mscale * self.mscale
     }
