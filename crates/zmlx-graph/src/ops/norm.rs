@@ -59,7 +59,7 @@ impl Op for RmsNorm {
 }
 
 /// `(x - mean(x)) / sqrt(var(x) + eps) * w + b` over the last axis; without `w` it is 1, without `b` 0.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LayerNorm {
     /// The factors `[width]`.
     pub weight: Option<WeightId>,

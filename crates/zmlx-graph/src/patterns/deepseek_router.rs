@@ -1,11 +1,12 @@
 use std::sync::Arc;
 
 use zmlx_engine::stages::{Groups, Scores, Ties};
+use zmlx_mlx::Dtype;
 
 use super::router::{Fused, renormalised};
 use crate::fidelity::Fidelity;
 use crate::fused::Body;
-use crate::ops::{AddWeight, Linear, MaskGroups, MultiplyScalar, TopKOfNegated};
+use crate::ops::{AddWeight, Cast, Linear, MaskGroups, MultiplyScalar, TopKOfNegated};
 use crate::pattern::{Match, Pattern};
 
 /// The router of DeepSeek-V3 and of what follows it (GLM-4.x, Kimi): sigmoid scores, a bias for the choice, groups of which
@@ -55,6 +56,11 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     let k = m.need::<TopKOfNegated>("indices")?.k;
     if k < 1 || k as usize > experts {
         return Err(format!("{k} of {experts} experts"));
+    }
+    if let Some(Cast(dtype)) = m.op("wide")
+        && *dtype != Some(Dtype::Float32)
+    {
+        return Err("logits are cast to another dtype than float32".to_owned());
     }
     let groups = m.op::<MaskGroups>("masked");
     let groups = groups.map(|m| Groups { count: m.groups as usize, keep: m.keep as usize });

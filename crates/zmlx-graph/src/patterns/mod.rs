@@ -18,6 +18,7 @@ mod router;
 mod short_conv;
 mod skv_mla;
 mod softmax;
+mod sparse_mla;
 mod swiglu_mlp;
 
 use std::sync::Arc;
@@ -40,6 +41,7 @@ pub static ALL: &[&Pattern] = &[
     &glm47_rope::PATTERN,
     &skv_mla::PATTERN,
     &kv_f16::PATTERN,
+    &sparse_mla::PATTERN,
     &short_conv::PATTERN,
     &deltanet::PATTERN,
     &router::PATTERN,

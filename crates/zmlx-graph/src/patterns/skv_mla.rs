@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use zmlx_engine::program::SHARE_FROM;
+use zmlx_engine::program::{Buffer, SHARE_FROM};
 use zmlx_engine::stages::{HeadProducts, LatentAttend, Linear as LinearStage, Source};
 
 use super::residual;
@@ -30,38 +30,59 @@ pub static PATTERN: Pattern = Pattern {
     build,
 };
 
+/// What attention over latents needs, whichever positions it looks at.
 #[derive(Debug)]
-struct Fused {
-    heads: usize,
+pub(super) struct Absorbed {
+    pub(super) heads: usize,
     inputs: [usize; 3],
-    attention: MlaAttention,
+    pub(super) attention: MlaAttention,
     rope_width: usize,
     linear: Linear,
     residual: Option<usize>,
 }
 
-fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
-    let cached = m.producer("latents").and_then(|n| n.op.fused()).filter(|f| f.pattern == "glm47_rope");
-    cached.ok_or("its cache is not the engine's (glm47_rope is off or did not match)")?;
-    let attention = *m.need::<MlaAttention>("a")?;
-    m.matrix(attention.embed)?;
-    m.matrix(attention.unembed)?;
-    let rope_width = m.shape("pe").and_then(|s| s.last()?.constant()).ok_or("no rotary part")?;
-    let linear = m.need::<Linear>("o")?.clone();
-    m.matrix(linear.weight)?;
-    let inputs = [m.input("q")?, m.input("pe")?, m.input("latents")?];
-    let residual = m.residual("h", "o", "r")?;
-    let heads = m.weight(attention.embed)?.shape.first().map_or(0, |h| *h as usize);
-    Ok(Arc::new(Fused { inputs, attention, heads, rope_width: rope_width as usize, linear, residual }))
+/// What the attention stages read and write.
+pub(super) struct Operands {
+    /// Queries in the latents' space.
+    pub(super) queries: Buffer,
+    /// Their rotary parts.
+    pub(super) turned: Buffer,
+    /// The cache.
+    pub(super) slot: usize,
+    /// Mixed latents.
+    pub(super) out: Buffer,
+    /// Width of a latent.
+    pub(super) latent: usize,
 }
 
-impl Body for Fused {
-    fn launches(&self) -> u64 {
+impl Absorbed {
+    /// From a match that has the names of the template above, `attention` being its op `a`.
+    pub(super) fn read(m: &Match<'_>, attention: MlaAttention) -> Result<Self, String> {
+        let cached = m.producer("latents").and_then(|n| n.op.fused()).filter(|f| f.pattern == "glm47_rope");
+        cached.ok_or("its cache is not the engine's (glm47_rope is off or did not match)")?;
+        m.matrix(attention.embed)?;
+        m.matrix(attention.unembed)?;
+        let rope_width = m.shape("pe").and_then(|s| s.last()?.constant()).ok_or("no rotary part")?;
+        let linear = m.need::<Linear>("o")?.clone();
+        m.matrix(linear.weight)?;
+        let inputs = [m.input("q")?, m.input("pe")?, m.input("latents")?];
+        let residual = m.residual("h", "o", "r")?;
+        let heads = m.weight(attention.embed)?.shape.first().map_or(0, |h| *h as usize);
+        Ok(Self { inputs, attention, heads, rope_width: rope_width as usize, linear, residual })
+    }
+
+    /// Stages that one token takes, one of which attends.
+    pub(super) fn launches(&self) -> u64 {
         // The rows of many heads are packed once for all threads, before either product.
         if self.heads >= SHARE_FROM { 6 } else { 4 }
     }
 
-    fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
+    /// Writes the stages; `attend` those from queries to mixed latents.
+    pub(super) fn lower(
+        &self,
+        l: &mut Lowering<'_>,
+        attend: impl FnOnce(&mut Lowering<'_>, Operands) -> Result<(), LoweringError>,
+    ) -> Result<(), LoweringError> {
         let (embed, unembed) = (l.matrix(self.attention.embed)?, l.matrix(self.attention.unembed)?);
         let (heads, latent, value) = (embed.experts(), embed.rows(), unembed.rows());
         let plain = l.input(self.inputs[0], Form::Heads { heads, width: embed.columns() })?;
@@ -74,10 +95,7 @@ impl Body for Fused {
         l.push(source.pack());
         l.push(HeadProducts { source, matrix: embed, out: queries });
         let mixed = l.temporary(heads * latent);
-        let attend = LatentAttend { queries, turned, heads, slot, scale: self.attention.scale, out: mixed };
-        let merge = attend.merge(latent);
-        l.push(attend);
-        l.push(merge);
+        attend(l, Operands { queries, turned, slot, out: mixed, latent })?;
         let values = l.temporary(heads * value);
         let source = of_heads(mixed, &unembed);
         l.push(source.pack());
@@ -91,5 +109,29 @@ impl Body for Fused {
         let out = l.output(0, Form::Flat { width: matrix.rows() });
         l.push(LinearStage { source, matrix, bias, gate: None, residual, out, wanted_only: false });
         Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct Fused(Absorbed);
+
+fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
+    Ok(Arc::new(Fused(Absorbed::read(m, *m.need::<MlaAttention>("a")?)?)))
+}
+
+impl Body for Fused {
+    fn launches(&self) -> u64 {
+        self.0.launches()
+    }
+
+    fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
+        let (heads, scale) = (self.0.heads, self.0.attention.scale);
+        self.0.lower(l, |l, Operands { queries, turned, slot, out, latent }| {
+            let attend = LatentAttend { queries, turned, heads, slot, scale, out };
+            let merge = attend.merge(latent);
+            l.push(attend);
+            l.push(merge);
+            Ok(())
+        })
     }
 }

@@ -106,14 +106,15 @@ pub fn cases(pattern: &str, storage: &Storage, variant: usize) -> Vec<Case> {
         "embedding" => one(&[], embedding),
         "qkv_rope_append" => one(&[], |d| qkv(d, false)),
         "attention_out" => one(&["qkv_rope_append"], |d| qkv(d, true)),
-        "glm47_rope" => one(&[], |d| latent_attention(d, false)),
-        "skv_mla" => one(&["glm47_rope"], |d| latent_attention(d, true)),
+        "glm47_rope" => one(&[], |d| latent_attention(d, Latent::Alone)),
+        "skv_mla" => one(&["glm47_rope"], |d| latent_attention(d, Latent::WithProduct)),
+        "sparse_mla" => one(&["glm47_rope"], |d| latent_attention(d, Latent::Sparse)),
         "kv_f16" => {
             let plain = draft(pattern, storage, variant, &["qkv_rope_append", "attention_out"], |d| {
                 (qkv(d, true), Kind::Numbers)
             });
             let latent = draft("latent kv_f16", storage, variant, &["glm47_rope", "skv_mla"], |d| {
-                (latent_attention(d, true), Kind::Numbers)
+                (latent_attention(d, Latent::WithProduct), Kind::Numbers)
             });
             vec![plain, latent]
         }
@@ -222,8 +223,17 @@ fn qkv(d: &mut Draft<'_>, out: bool) -> Value {
     if d.v.more() { y } else { d.b.add("residual", x, y) }
 }
 
-/// Multi-head latent attention, with the product after it or without.
-fn latent_attention(d: &mut Draft<'_>, out: bool) -> Value {
+/// Forms of latent attention.
+#[derive(Clone, Copy, PartialEq)]
+enum Latent {
+    Alone,
+    WithProduct,
+    /// Over chosen positions, with the product after it.
+    Sparse,
+}
+
+/// Multi-head latent attention.
+fn latent_attention(d: &mut Draft<'_>, form: Latent) -> Value {
     let path = "mla";
     let (n, width, rope) = (d.input(), d.width, 8);
     // The formats' widths are three groups, or anything.
@@ -252,13 +262,39 @@ fn latent_attention(d: &mut Draft<'_>, out: bool) -> Value {
     let unembed = d.b.matrices("unembed_out", [heads, value, latent]);
     let scale = 1.0 / ((nope + rope) as f32).sqrt();
     let op = MlaAttention { embed, unembed, scale };
-    let y = d.b.node(path, op, &[q, q_pe, latents, keys]);
+    let y = if form == Latent::Sparse {
+        let positions = indexer(d, n);
+        d.b.node(path, SparseMlaAttention(op), &[q, q_pe, latents, keys, positions])
+    } else {
+        d.b.node(path, op, &[q, q_pe, latents, keys])
+    };
     let y = d.b.node(path, MergeHeads, &[y]);
-    if !out {
+    if form == Latent::Alone {
         return y;
     }
     let (x, y) = (d.x, d.linear("out", y, width, heads * value));
     if d.v.more() { y } else { d.b.add("residual", x, y) }
+}
+
+/// The positions that sparse attention looks at.
+fn indexer(d: &mut Draft<'_>, n: Value) -> Value {
+    let (path, head, heads, dims) = ("indexer", 24, if d.v.more() { 2 } else { 5 }, 8);
+    let q = d.linear("indexer.q", n, heads * head, d.width);
+    let k = d.linear("indexer.k", n, head, d.width);
+    let norm = (d.b.tensor("indexer.k_norm", &[head]), d.b.bias("indexer.k_norm", head));
+    let k = d.b.node(path, LayerNorm { weight: Some(norm.0), bias: Some(norm.1), eps: 1e-5 }, &[k]);
+    let turned = |d: &mut Draft<'_>, x: Value, heads: i32| {
+        let x = d.b.node(path, SplitHeads { heads }, &[x]);
+        let x = d.b.node(path, Transpose(vec![0, 2, 1, 3]), &[x]);
+        d.b.node(path, Rope { dims, base: 1e4, traditional: d.v.bias(), scale: 1.0 }, &[x])
+    };
+    let (q, k) = (turned(d, q, heads), turned(d, k, 1));
+    let [column, _] = d.b.node_n(path, SplitAt { at: vec![1] }, &[k]);
+    let slot = d.b.slot(path, SlotKind::KvCache);
+    let [keys, _] = d.b.node_n(path, KvAppend { slot }, &[k, column]);
+    let weights = d.linear("indexer.weights", n, heads, d.width);
+    let weights = d.b.node(path, MultiplyScalar(0.3), &[weights]);
+    d.b.node(path, TopPositions { k: 6 }, &[q, keys, weights])
 }
 
 fn short_conv(d: &mut Draft<'_>) -> Value {
