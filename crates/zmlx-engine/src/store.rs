@@ -132,6 +132,14 @@ impl Store {
 }
 
 impl Part<'_> {
+    /// `out += weight * part`.
+    pub(crate) fn add_to(&self, weight: f32, out: &mut [f32]) {
+        match self {
+            Self::F32(part) => crate::vector::axpy(weight, part, out),
+            Self::F16(part) => out.iter_mut().zip(*part).for_each(|(y, x)| *y += weight * x.to_f32()),
+        }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {

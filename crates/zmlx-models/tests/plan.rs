@@ -153,6 +153,7 @@ fn counts_of_plans_are_those_of_loaded_models() {
 fn published_shapes_read_what_they_are_known_to() {
     let known = [
         ("lfm2_8b", 0.88, 8.34),
+        ("glm4_7_flash", 2.02, 29.94),
         ("qwen3_30b", 1.72, 30.53),
         ("qwen3_5_35b", 1.66, 34.66),
         ("qwen3_next_80b", 2.01, 79.67),

@@ -55,7 +55,7 @@ impl Stage for IndexAppend {
         frame.rows().div_ceil(TOKENS)
     }
 
-    fn work(&self, frame: &Frame<'_>, _: &mut Local, chunk: usize, _: bool) {
+    fn work(&self, frame: &Frame<'_>, local: &mut Local, chunk: usize, _: bool) {
         let Slot::Kv { keys, values, capacity, .. } = &frame.slots[self.slot] else { return };
         let width = self.width;
         for t in chunk * TOKENS..((chunk + 1) * TOKENS).min(frame.rows()) {
@@ -65,10 +65,12 @@ impl Stage for IndexAppend {
             // chunk's.
             unsafe {
                 let key = frame.buffer(self.keys).get(t * width..(t + 1) * width);
-                let to = keys.get_mut(at * width..(at + 1) * width);
+                local.c.resize(width, 0.0);
+                let to = &mut local.c[..width];
                 vector::layer_norm(key, self.weight.as_deref(), self.bias.as_deref(), self.eps, to);
                 self.key_rope.turn(position, to);
-                values.get_mut(at..at + 1)[0] = to[0];
+                keys.write(at * width, to);
+                values.write(at, &to[..1]);
                 for head in t * self.heads..(t + 1) * self.heads {
                     let to = frame.buffer(self.turned).get_mut(head * width..(head + 1) * width);
                     to.copy_from_slice(frame.buffer(self.queries).get(head * width..(head + 1) * width));
@@ -148,7 +150,7 @@ impl Stage for IndexScores {
         let base = row / frame.length * capacity;
         // SAFETY: earlier stages wrote queries, weights and cache; these positions of this row are this chunk's.
         unsafe {
-            let keys = keys.get((base + start) * d..(base + end) * d);
+            let keys = keys.read((base + start) * d..(base + end) * d);
             let weights = frame.buffer(self.weights).get(row * self.heads..(row + 1) * self.heads);
             let queries = frame.buffer(self.queries).get(row * self.heads * d..(row + 1) * self.heads * d);
             let total = frame.scratch.get_mut(place(frame, row) + start..place(frame, row) + end);
@@ -268,18 +270,23 @@ impl Stage for SparseLatentAttend {
             } else {
                 local.list.extend(0..seen as u32);
             }
-            let latent = |p: u32| keys.get((base + p as usize) * d..(base + p as usize + 1) * d);
-            let key = |p: u32| values.get((base + p as usize) * rope..(base + p as usize + 1) * rope);
+            let latent = |p: u32| keys.read((base + p as usize) * d..(base + p as usize + 1) * d);
+            let key = |p: u32| values.read((base + p as usize) * rope..(base + p as usize + 1) * rope);
             let q = frame.buffer(self.queries).get(head * d..(head + 1) * d);
             let q_pe = frame.buffer(self.turned).get(head * rope..(head + 1) * rope);
-            let score = |&p: &u32| self.scale * (vector::dot(q, latent(p)) + vector::dot(q_pe, key(p)));
+            let score = |&p: &u32| {
+                let (mut nope, mut pe) = ([0.0], [0.0]);
+                vector::scores(q, latent(p), 1.0, &mut nope);
+                vector::scores(q_pe, key(p), 1.0, &mut pe);
+                self.scale * (nope[0] + pe[0])
+            };
             local.b.clear();
             local.b.extend(local.list.iter().map(score));
             vector::softmax(&mut local.b, &mut local.a);
             let out = frame.buffer(self.out).get_mut(head * d..(head + 1) * d);
             out.fill(0.0);
             for (weight, &p) in local.b.iter().zip(&local.list) {
-                vector::axpy(*weight, latent(p), out);
+                latent(p).add_to(*weight, out);
             }
         }
     }

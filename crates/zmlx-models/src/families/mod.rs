@@ -35,8 +35,6 @@ pub struct Family {
 }
 
 /// The families, one a line.
-const FAMILIES: &[Family] =
-    &[lfm2_moe::FAMILY, llama::FAMILY, qwen3_5::FAMILY, qwen3_moe::FAMILY, qwen3_next::FAMILY];
 const FAMILIES: &[Family] = &[
     deepseek_v3::V3,
     deepseek_v3::V32,

@@ -14,6 +14,26 @@ pub struct PublishedModel {
 /// The models, one entry each.
 pub const MODELS: &[PublishedModel] = &[
     PublishedModel {
+        name: "deepseek_v3",
+        about: "deepseek-ai/DeepSeek-V3 (and R1): 671 B parameters, 37 B active, latent attention, 256 experts",
+        config: deepseek_v3,
+    },
+    PublishedModel {
+        name: "deepseek_v32",
+        about: "deepseek-ai/DeepSeek-V3.2: 672 B parameters, 37 B active, sparse latent attention, 256 experts",
+        config: deepseek_v32,
+    },
+    PublishedModel {
+        name: "glm4_7_flash",
+        about: "zai-org/GLM-4.7-Flash: 29.9 B parameters, 3.6 B active, latent attention, 64 experts",
+        config: glm4_7_flash,
+    },
+    PublishedModel {
+        name: "kimi_k25",
+        about: "moonshotai/Kimi-K2.5, what reads text: 1,026 B parameters, 32 B active, latent attention, 384 experts",
+        config: kimi_k25,
+    },
+    PublishedModel {
         name: "lfm2_8b",
         about: "LiquidAI/LFM2-8B-A1B: 8.3 B parameters, 1.6 B active, convolutions and attention, 32 experts",
         config: lfm2_8b,
@@ -39,6 +59,133 @@ pub const MODELS: &[PublishedModel] = &[
         config: smollm2_135m,
     },
 ];
+
+fn deepseek_v3() -> Json {
+    json!({
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        "vocab_size": 129_280,
+        "hidden_size": 7168,
+        "intermediate_size": 18_432,
+        "moe_intermediate_size": 2048,
+        "num_hidden_layers": 61,
+        "first_k_dense_replace": 3,
+        "moe_layer_freq": 1,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "n_group": 8,
+        "topk_group": 4,
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+        "norm_topk_prob": true,
+        "routed_scaling_factor": 2.5,
+        "num_attention_heads": 128,
+        "num_key_value_heads": 128,
+        "q_lora_rank": 1536,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "attention_bias": false,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10_000.0,
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 40,
+            "original_max_position_embeddings": 4096,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+        },
+        "max_position_embeddings": 163_840,
+        "tie_word_embeddings": false,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "torch_dtype": "bfloat16",
+    })
+}
+
+fn deepseek_v32() -> Json {
+    let mut config = deepseek_v3();
+    config["architectures"] = json!(["DeepseekV32ForCausalLM"]);
+    config["model_type"] = json!("deepseek_v32");
+    config["index_head_dim"] = json!(128);
+    config["index_n_heads"] = json!(64);
+    config["index_topk"] = json!(2048);
+    config
+}
+
+fn glm4_7_flash() -> Json {
+    json!({
+        "architectures": ["Glm4MoeLiteForCausalLM"],
+        "model_type": "glm4_moe_lite",
+        "vocab_size": 154_880,
+        "hidden_size": 2048,
+        "intermediate_size": 10_240,
+        "moe_intermediate_size": 1536,
+        "num_hidden_layers": 47,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 64,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "topk_method": "noaux_tc",
+        "norm_topk_prob": true,
+        "routed_scaling_factor": 1.8,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 20,
+        "q_lora_rank": 768,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 192,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 256,
+        "attention_bias": false,
+        "partial_rotary_factor": 1.0,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1_000_000.0,
+        "rope_scaling": null,
+        "max_position_embeddings": 202_752,
+        "tie_word_embeddings": false,
+        "eos_token_id": [154_820, 154_827, 154_829],
+        "pad_token_id": 154_820,
+        "torch_dtype": "bfloat16",
+    })
+}
+
+fn kimi_k25() -> Json {
+    let mut text = deepseek_v3();
+    let differs = json!({
+        "model_type": "kimi_k2",
+        "vocab_size": 163_840,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 384,
+        "n_group": 1,
+        "topk_group": 1,
+        "routed_scaling_factor": 2.827,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 64,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 50_000.0,
+        "max_position_embeddings": 262_144,
+        "bos_token_id": 163_584,
+        "eos_token_id": 163_585,
+    });
+    if let (Some(text), Json::Object(differs)) = (text.as_object_mut(), differs) {
+        text.extend(differs);
+    }
+    text["rope_scaling"]["factor"] = json!(64);
+    json!({
+        "architectures": ["KimiK25ForConditionalGeneration"],
+        "model_type": "kimi_k25",
+        "text_config": text,
+        "bos_token_id": 163_584,
+        "eos_token_id": 163_585,
+        "torch_dtype": "bfloat16",
+    })
+}
 
 fn lfm2_8b() -> Json {
     let layer = |i: usize| if [2, 6, 10, 14, 18, 21].contains(&i) { "full_attention" } else { "conv" };

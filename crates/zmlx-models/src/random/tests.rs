@@ -22,6 +22,15 @@ fn small(name: &str) -> Json {
     if config.get("num_experts").is_some_and(|n| n.as_u64() > Some(128)) {
         config["num_experts"] = json!(16);
     }
+    // The largest have to be narrow too.
+    if config.get("kv_lora_rank").is_some() && config["hidden_size"].as_u64() > Some(4096) {
+        let sizes = [("hidden_size", 512), ("intermediate_size", 1024), ("n_routed_experts", 16)];
+        for (key, value) in
+            [("num_attention_heads", 4), ("first_k_dense_replace", 1)].into_iter().chain(sizes)
+        {
+            config[key] = json!(value);
+        }
+    }
     if let Some(types) = config.get_mut("layer_types").and_then(Json::as_array_mut) {
         types.truncate(3);
     }
@@ -67,13 +76,90 @@ fn published_sizes() {
     }
 }
 
-const PUBLISHED: [(&str, (u64, u64)); 5] = [
+const PUBLISHED: [(&str, (u64, u64)); 9] = [
+    ("deepseek_v3", latent(&Latent { indexer: false, ..DEEPSEEK })),
+    ("deepseek_v32", latent(&DEEPSEEK)),
+    ("glm4_7_flash", latent(&GLM)),
+    ("kimi_k25", latent(&KIMI)),
     ("lfm2_8b", lfm2_8b()),
     ("qwen3_30b", qwen3_30b()),
     ("qwen3_5_35b", gated_delta(248_320, 40, 256)),
     ("qwen3_next_80b", gated_delta(151_936, 48, 512)),
     ("smollm2_135m", smollm2_135m()),
 ];
+
+/// Sizes of a model with latent attention, whose latents are 512 wide with rotary parts of 64.
+struct Latent {
+    vocabulary: u64,
+    hidden: u64,
+    layers: u64,
+    dense_layers: u64,
+    dense: u64,
+    experts: u64,
+    expert: u64,
+    heads: u64,
+    q_rank: u64,
+    nope: u64,
+    value: u64,
+    /// 64 heads of 128.
+    indexer: bool,
+}
+
+const DEEPSEEK: Latent = Latent {
+    vocabulary: 129_280,
+    hidden: 7168,
+    layers: 61,
+    dense_layers: 3,
+    dense: 18_432,
+    experts: 256,
+    expert: 2048,
+    heads: 128,
+    q_rank: 1536,
+    nope: 128,
+    value: 128,
+    indexer: true,
+};
+
+const KIMI: Latent =
+    Latent { vocabulary: 163_840, dense_layers: 1, experts: 384, heads: 64, indexer: false, ..DEEPSEEK };
+
+const GLM: Latent = Latent {
+    vocabulary: 154_880,
+    hidden: 2048,
+    layers: 47,
+    dense_layers: 1,
+    dense: 10_240,
+    experts: 64,
+    expert: 1536,
+    heads: 20,
+    q_rank: 768,
+    nope: 192,
+    value: 256,
+    indexer: false,
+};
+
+const fn latent(c: &Latent) -> (u64, u64) {
+    let (h, n, sparse) = (c.hidden, c.layers, c.layers - c.dense_layers);
+    let queries = h * c.q_rank + c.q_rank * c.heads * (c.nope + 64);
+    let keys = h * (512 + 64) + c.heads * 512 * (c.nope + c.value);
+    let indexer = if c.indexer { c.q_rank * 64 * 128 + h * 128 + h * 64 } else { 0 };
+    let attention = queries + keys + indexer + c.heads * c.value * h;
+    let feed_forward = c.dense_layers * 3 * h * c.dense + sparse * (c.experts + 1) * 3 * h * c.expert;
+    let matrices = 2 * c.vocabulary * h + n * attention + feed_forward;
+    // Routers are never quantised.
+    let norms = n * (2 * h + c.q_rank + 512 + if c.indexer { 2 * 128 } else { 0 }) + h;
+    let (floats, biases) = (sparse * c.experts * h + norms, sparse * c.experts);
+    (matrices + floats + biases, matrices * 9 / 16 + floats * 2 + biases * 4)
+}
+
+#[test]
+fn published_counts_of_models_with_latent_attention() {
+    for (model, billions) in [(GLM, 29.94), (KIMI, 1026.41), (Latent { indexer: false, ..DEEPSEEK }, 671.03)]
+    {
+        let found = latent(&model).0 as f64 / 1e9;
+        assert!((found - billions).abs() < 0.005, "{found} for {billions}");
+    }
+}
 
 /// Layers in fours: three delta nets with 16 and 32 heads of 128, one of attention with 16 and 2 heads of 256.
 const fn gated_delta(v: u64, n: u64, experts: u64) -> (u64, u64) {
