@@ -159,7 +159,7 @@ fn sparse_latent_attention_gathered_and_masked_is_the_same() -> Result<()> {
 
 #[test]
 fn latent_attention_absorbed_and_expanded_is_the_same() -> Result<()> {
-    let (heads, value) = (3, 10);
+    let (heads, latent, value) = (3, 20, 10);
     let (_, executor) = executor(|b, ids| latent_attention(b, ids, None));
     let ids: Vec<u32> = (0..11).map(|i| i * 7 % VOCABULARY as u32).collect();
     let singles = joined(&executor, &ids, &[1; 11], 2)?;
