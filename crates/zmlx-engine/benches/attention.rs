@@ -30,7 +30,8 @@ fn main() {
                     }
                     let mut program = Program::new();
                     let (queries, out) = (program.buffer(heads * d), program.buffer(heads * d));
-                    let attend = Attend { queries, heads, slot: 0, scale: 0.1, window: None, out };
+                    let attend =
+                        Attend { queries, heads, slot: 0, scale: 0.1, window: None, sinks: None, out };
                     let merge = attend.merge(d);
                     program.push(0, attend);
                     program.push(0, merge);

@@ -113,6 +113,10 @@ pub enum Slot {
         value_width: usize,
         /// Positions there is room for.
         capacity: usize,
+        /// How many positions a token sees, its own included, if not all: what lies further back may be dropped.
+        window: Option<usize>,
+        /// Positions at the start that are no longer there: the first element is that of this position.
+        dropped: usize,
     },
     /// The last inputs of a convolution: `[batch, keep, channels]`.
     Rows {
@@ -132,15 +136,25 @@ impl Slot {
     /// An empty key/value slot of float32.
     pub fn kv(heads: usize, key_width: usize, value_width: usize) -> Self {
         let (keys, values) = (Cells::default().into(), Cells::default().into());
-        Self::Kv { keys, values, heads, key_width, value_width, capacity: 0 }
+        Self::Kv { keys, values, heads, key_width, value_width, capacity: 0, window: None, dropped: 0 }
+    }
+
+    /// The same for attention of which a token sees `window` positions, its own included. Positions stay in their order;
+    /// when the end of the room is reached, those that are still seen move to its start, so that it stays at twice the
+    /// window or one call, whichever is more.
+    pub fn windowed(mut self, seen: Option<usize>) -> Self {
+        if let Self::Kv { window, .. } = &mut self {
+            *window = seen;
+        }
+        self
     }
 
     /// The same slot, empty and with keys and values in half precision.
     pub fn half(self) -> Self {
         match self {
-            Self::Kv { heads, key_width, value_width, .. } => {
+            Self::Kv { heads, key_width, value_width, window, .. } => {
                 let (keys, values) = (Store::half(), Store::half());
-                Self::Kv { keys, values, heads, key_width, value_width, capacity: 0 }
+                Self::Kv { keys, values, heads, key_width, value_width, capacity: 0, window, dropped: 0 }
             }
             rows @ Self::Rows { .. } => rows,
         }
@@ -151,19 +165,30 @@ impl Slot {
         Self::Rows { values: Cells::default(), keep, channels }
     }
 
-    /// Makes room for `positions` positions, of which the first `used` are kept.
+    /// Makes room for `positions` positions, of which the first `used` are kept; with a window, those of them that the first
+    /// of the others sees.
     pub fn reserve(&mut self, batch: usize, used: usize, positions: usize) {
         match self {
-            Self::Kv { keys, values, heads, key_width, value_width, capacity } => {
-                if *capacity >= positions {
+            Self::Kv { keys, values, heads, key_width, value_width, capacity, window, dropped } => {
+                let first = window.map_or(0, |w| (used + 1).saturating_sub(w));
+                let needed = positions - first;
+                let most = window.map(|w| (2 * w).max(needed).next_multiple_of(KV_STEP));
+                let too_large = most.is_some_and(|most| *capacity >= 2 * most);
+                if *capacity >= positions - *dropped && !too_large {
                     return;
                 }
-                // Doubling keeps the copying linear in the length.
-                let room = positions.max(*capacity * 2).next_multiple_of(KV_STEP);
+                // Doubling keeps the copying linear in the length, and so does room for another window.
+                let room = match most {
+                    Some(most) if *capacity < needed || too_large => most,
+                    Some(_) => *capacity,
+                    None => needed.max(*capacity * 2).next_multiple_of(KV_STEP),
+                };
+                let (from, to) = (first - *dropped, used - *dropped);
                 for (store, width) in [(keys, *key_width), (values, *value_width)] {
-                    *store = store.regrown(batch * *heads, *capacity * width, used * width, room * width);
+                    let kept = from * width..to * width;
+                    *store = store.regrown(batch * *heads, *capacity * width, kept, room * width);
                 }
-                *capacity = room;
+                (*capacity, *dropped) = (room, first);
             }
             Self::Rows { values, keep, channels } => values.grow(batch * *keep * *channels),
         }

@@ -61,26 +61,28 @@ impl Store {
         }
     }
 
-    /// The same kind with `parts` parts of `room` elements each, of which the first `used` are those of the old parts of
+    /// The same kind with `parts` parts of `room` elements each, which begin with what was at `kept` of the old parts of
     /// `old` elements.
-    pub(crate) fn regrown(&mut self, parts: usize, old: usize, used: usize, room: usize) -> Self {
+    pub(crate) fn regrown(&mut self, parts: usize, old: usize, kept: Range<usize>, room: usize) -> Self {
         fn regrown<T: Copy + Default>(
             cells: &mut Cells<T>,
             parts: usize,
-            [old, used, room]: [usize; 3],
+            [old, room]: [usize; 2],
+            kept: Range<usize>,
         ) -> Cells<T> {
             let mut grown = vec![T::default(); parts * room];
-            if used > 0 {
+            if !kept.is_empty() {
                 let from = cells.as_mut_slice();
                 for part in 0..parts {
-                    grown[part * room..][..used].copy_from_slice(&from[part * old..][..used]);
+                    let from = &from[part * old..][kept.clone()];
+                    grown[part * room..][..kept.len()].copy_from_slice(from);
                 }
             }
             grown.into()
         }
         match self {
-            Self::F32(cells) => Self::F32(regrown(cells, parts, [old, used, room])),
-            Self::F16(cells) => Self::F16(regrown(cells, parts, [old, used, room])),
+            Self::F32(cells) => Self::F32(regrown(cells, parts, [old, room], kept)),
+            Self::F16(cells) => Self::F16(regrown(cells, parts, [old, room], kept)),
         }
     }
 

@@ -57,15 +57,18 @@ fn attention(half: bool) {
             if half { f16::from_f32(v).to_f32() } else { v }
         }
     };
-    for (heads, kv_heads, d, dv, window) in [
-        (4, 2, 8, 8, None),
-        (3, 3, 24, 8, None),
-        (6, 1, 16, 40, None),
-        (4, 2, 8, 8, Some(3)),
-        (2, 2, 8, 8, Some(1)),
-        (4, 2, 8, 16, Some(300)),
-        (2, 1, 80, 72, None),
+    for (heads, kv_heads, d, dv, window, sinks) in [
+        (4, 2, 8, 8, None, false),
+        (3, 3, 24, 8, None, false),
+        (6, 1, 16, 40, None, true),
+        (4, 2, 8, 8, Some(3), false),
+        (4, 2, 8, 8, Some(30), true),
+        (2, 2, 8, 8, Some(1), true),
+        (4, 2, 8, 16, Some(300), false),
+        (4, 2, 8, 16, Some(300), true),
+        (2, 1, 80, 72, None, false),
     ] {
+        let sinks = sinks.then(|| noise(5, heads));
         for (batch, position, length) in
             [(1, 0, 1), (1, 37, 1), (3, 5, 4), (1, 0, 33), (2, 255, 2), (2, 256, 1), (1, 700, 1), (1, 510, 4)]
         {
@@ -78,11 +81,13 @@ fn attention(half: bool) {
                 key_width: d,
                 value_width: dv,
                 capacity,
+                window: None,
+                dropped: 0,
             }];
             let mut program = Program::new();
             let (queries, out) = (program.buffer(heads * d), program.buffer(heads * dv));
             let scale = 0.7;
-            let attend = Attend { queries, heads, slot: 0, scale, window, out };
+            let attend = Attend { queries, heads, slot: 0, scale, window, sinks: sinks.clone(), out };
             let merge = attend.merge(dv);
             program.push(0, attend);
             program.push(0, merge);
@@ -102,7 +107,8 @@ fn attention(half: bool) {
                     (0..d).map(|i| f64::from(q[i]) * f64::from(k(b, g, p, i))).sum::<f64>() * f64::from(scale)
                 };
                 let weights: Vec<f64> = (start..end).map(|p| dot(p).exp()).collect();
-                let total: f64 = weights.iter().sum();
+                let sink = sinks.as_ref().map_or(0.0, |s| f64::from(s[h]).exp());
+                let total = weights.iter().sum::<f64>() + sink;
                 for i in 0..dv {
                     let y: f64 = weights
                         .iter()
@@ -136,10 +142,12 @@ fn attention_is_the_same_bits_on_any_number_of_threads() {
             key_width: d,
             value_width: d,
             capacity: seen,
+            window: None,
+            dropped: 0,
         }];
         let mut program = Program::new();
         let (queries, out) = (program.buffer(heads * d), program.buffer(heads * d));
-        let attend = Attend { queries, heads, slot: 0, scale: 0.5, window: None, out };
+        let attend = Attend { queries, heads, slot: 0, scale: 0.5, window: None, sinks: None, out };
         let merge = attend.merge(d);
         program.push(0, attend);
         program.push(0, merge);
@@ -153,6 +161,37 @@ fn attention_is_the_same_bits_on_any_number_of_threads() {
     for threads in [2, 3, 8] {
         assert_eq!(of(threads), expected, "{threads} threads");
     }
+}
+
+#[test]
+fn a_window_keeps_what_is_seen_and_its_memory_stays_small() {
+    let (batch, heads, width, window) = (2, 3, 4, 100);
+    let mut slot = Slot::kv(heads, width, width).windowed(Some(window));
+    let at = |b: usize, h: usize, p: usize| (1_000_000 * b + 100_000 * h + p) as f32;
+    let mut position = 0;
+    for length in [1, 1, 700, 1, 300, 2, 90].into_iter().chain(std::iter::repeat_n(1, 3000)) {
+        slot.reserve(batch, position, position + length);
+        let Slot::Kv { keys, values, capacity, dropped, .. } = &mut slot else {
+            panic!("not keys and values")
+        };
+        for (b, h) in (0..batch * heads).map(|n| (n / heads, n % heads)) {
+            for store in [&mut *keys, &mut *values] {
+                let Store::F32(cells) = store else { panic!("not of float32") };
+                let all = cells.as_mut_slice();
+                let base = (b * heads + h) * *capacity;
+                for p in position..position + length {
+                    all[(base + p - *dropped) * width..][..width].fill(at(b, h, p));
+                }
+                for p in (position + 1).saturating_sub(window)..position + length {
+                    let found = &all[(base + p - *dropped) * width..][..width];
+                    assert_eq!(found, [at(b, h, p); 4], "position {p} after {position}, {length} more");
+                }
+            }
+        }
+        position += length;
+    }
+    let bytes = 2 * 4 * batch * heads * width * 256;
+    assert_eq!(slot.bytes(), bytes, "after {position} positions");
 }
 
 #[test]

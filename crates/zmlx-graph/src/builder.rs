@@ -12,6 +12,9 @@ use crate::weights::{Format, Weight, WeightId};
 /// Says how the matrix at a module path with that many columns is stored.
 pub type FormatOf<'a> = dyn Fn(&str, i32) -> Format + 'a;
 
+/// Says whether the checkpoint at hand has a tensor of that name.
+pub type Stored<'a> = dyn Fn(&str) -> bool + 'a;
+
 /// Writes a graph node by node. Methods name the module path they belong to; a weight that is named twice (a tied head)
 /// is declared once.
 pub struct Builder<'a> {
@@ -20,12 +23,30 @@ pub struct Builder<'a> {
     by_path: HashMap<String, WeightId>,
     slots: Vec<Slot>,
     format_of: &'a FormatOf<'a>,
+    stored: Option<&'a Stored<'a>>,
 }
 
 impl<'a> Builder<'a> {
     /// An empty graph; `format_of` says how matrices are stored in the checkpoint at hand.
     pub fn new(format_of: &'a FormatOf<'a>) -> Self {
-        Self { nodes: Vec::new(), weights: Vec::new(), by_path: HashMap::new(), slots: Vec::new(), format_of }
+        Self {
+            nodes: Vec::new(),
+            weights: Vec::new(),
+            by_path: HashMap::new(),
+            slots: Vec::new(),
+            format_of,
+            stored: None,
+        }
+    }
+
+    /// The same, which knows what tensors the checkpoint has.
+    pub fn knowing(self, stored: &'a Stored<'a>) -> Self {
+        Self { stored: Some(stored), ..self }
+    }
+
+    /// Whether the checkpoint has a tensor of that name; none if there is no checkpoint at hand.
+    pub fn has(&self, name: &str) -> Option<bool> {
+        self.stored.map(|stored| stored(name))
     }
 
     /// Adds a node of one output.
@@ -82,6 +103,13 @@ impl<'a> Builder<'a> {
         self.weight(Weight { bare: true, ..dense(&format!("{path}.bias"), &[width]) })
     }
 
+    /// Declares the vectors `path.bias` `[experts, width]`, one an expert.
+    pub fn expert_bias(&mut self, path: &str, experts: i32, width: i32) -> WeightId {
+        let experts_of = Some(experts);
+        let vectors = dense(&format!("{path}.bias"), &[experts, width]);
+        self.weight(Weight { bare: true, experts: experts_of, ..vectors })
+    }
+
     /// Declares the tensor named `path` itself, never quantised.
     pub fn bare(&mut self, path: &str, shape: &[i32]) -> WeightId {
         self.weight(Weight { bare: true, ..dense(path, shape) })
@@ -123,6 +151,12 @@ impl<'a> Builder<'a> {
         self.node(path, ops::RmsNorm { weight, eps }, &[x])
     }
 
+    /// RMS norm over the last axis whose factors are 1 more than the vector `path.weight`.
+    pub fn rms_norm_above_one(&mut self, path: &str, x: Value, width: i32, eps: f32) -> Value {
+        let weight = self.weight(Weight { offset: 1.0, ..dense(path, &[width]) });
+        self.node(path, ops::RmsNorm { weight, eps }, &[x])
+    }
+
     /// `a + b`.
     pub fn add(&mut self, path: &str, a: Value, b: Value) -> Value {
         self.node(path, ops::Binary::Add, &[a, b])
@@ -148,5 +182,6 @@ fn dense(path: &str, shape: &[i32]) -> Weight {
         keep_f32: false,
         experts: None,
         lookup: false,
+        offset: 0.0,
     }
 }

@@ -111,8 +111,10 @@ impl Executor {
             for spec in weight.tensors() {
                 arrays.push(tensor(&spec).ok_or(GraphError::MissingWeight(spec.name))?);
             }
+            let path = || weight.path.clone();
             let bound = BoundWeight::new(weight, arrays);
-            weights.push(Some(bound.ok_or_else(|| GraphError::MissingWeight(weight.path.clone()))?));
+            let bound = bound.map_err(|source| GraphError::Node { path: path(), op: "weight", source })?;
+            weights.push(Some(bound.ok_or_else(|| GraphError::MissingWeight(path()))?));
         }
         let last_reads = last_reads(&graph);
         let stages = plan.stages();

@@ -11,6 +11,11 @@ pub struct SlotId(pub(crate) usize);
 pub enum SlotKind {
     /// Keys and values of all positions so far.
     KvCache,
+    /// Keys and values of the last positions, for attention with a sliding window.
+    WindowCache {
+        /// How many positions a query sees, the own one included.
+        window: i32,
+    },
     /// The last inputs of a causal convolution.
     ConvState {
         /// How many positions are kept.
@@ -18,6 +23,21 @@ pub enum SlotKind {
     },
     /// What a delta net remembers: a matrix a head.
     DeltaState,
+}
+
+impl SlotKind {
+    /// Whether it holds keys and values.
+    pub fn holds_keys(self) -> bool {
+        matches!(self, Self::KvCache | Self::WindowCache { .. })
+    }
+
+    /// How many positions a cache keeps for a query, if not all.
+    pub fn window(self) -> Option<i32> {
+        match self {
+            Self::WindowCache { window } => Some(window),
+            _ => None,
+        }
+    }
 }
 
 /// A declared slot.
@@ -32,47 +52,75 @@ pub struct Slot {
 /// Positions by which a key/value cache grows.
 pub const KV_STEP: i32 = 256;
 
-/// Keys and values `[batch, kv_heads, capacity, head_dim]`, of which the first `len` positions are used.
+/// Keys and values `[batch, kv_heads, capacity, head_dim]` of the last positions, in their order: of all positions, or of
+/// those that a sliding window may still look at.
 #[derive(Debug, Clone, Default)]
 pub struct KvCache {
     buffers: Option<(Array, Array)>,
+    /// The positions that have been appended.
     len: i32,
+    /// Of those, how many at the start the buffers no longer hold.
+    dropped: i32,
+    /// How many positions a query sees, the own one included.
+    window: Option<i32>,
 }
 
 impl KvCache {
-    /// Appends `[batch, kv_heads, L, head_dim]` and gives keys and values of all positions. The buffers grow in steps of
-    /// [`KV_STEP`]; between steps MLX writes in place, since nobody else refers to them.
+    /// A cache for attention that sees `window` positions, the own one included. What lies further back is dropped, so that
+    /// its buffers stay small however long the sequence.
+    ///
+    /// A query of a call sees what [`Self::append`] gave for that call: the same positions as in mlx-lm's rotating cache,
+    /// which has them in another order once it has turned.
+    pub fn windowed(window: i32) -> Self {
+        Self { window: Some(window.max(1)), ..Self::default() }
+    }
+
+    /// Appends `[batch, kv_heads, L, head_dim]` and gives keys and values of all positions; with a window, of those that the
+    /// first of the new positions sees and all after it. The buffers grow in steps of [`KV_STEP`]; between steps MLX writes
+    /// in place, since nobody else refers to them.
     pub fn append(&mut self, keys: &Array, values: &Array) -> Result<(Array, Array)> {
         let added = keys.dim(2)?;
         let end = self.len + added;
+        // The first position that is needed.
+        let first = self.window.map_or(0, |w| (self.len - (w - 1)).max(0));
+        let fits = |capacity: i32| {
+            let roomy = self.window.is_some() && capacity > end - first + 2 * KV_STEP;
+            capacity >= end - self.dropped && !roomy
+        };
         let (mut k, mut v) = match self.buffers.take() {
-            Some((k, v)) if k.dim(2)? >= end => (k, v),
+            Some((k, v)) if fits(k.dim(2)?) => (k, v),
             old => {
-                let steps = (KV_STEP + added - 1) / KV_STEP;
+                let kept = self.len - first;
+                let from = first - self.dropped;
                 let grow = |old: Option<&Array>, new: &Array| -> Result<Array> {
                     let mut shape = new.shape().to_vec();
-                    shape[2] = steps * KV_STEP;
+                    shape[2] = (added + KV_STEP - 1) / KV_STEP * KV_STEP;
                     let zeros = ops::zeros(&shape, new.dtype())?;
                     match old {
-                        Some(old) => ops::concatenate(&[&old.slice_axis(2, 0, self.len)?, &zeros], 2),
+                        Some(old) => ops::concatenate(&[&old.slice_axis(2, from, from + kept)?, &zeros], 2),
                         None => Ok(zeros),
                     }
                 };
-                (grow(old.as_ref().map(|o| &o.0), keys)?, grow(old.as_ref().map(|o| &o.1), values)?)
+                let grown =
+                    (grow(old.as_ref().map(|o| &o.0), keys)?, grow(old.as_ref().map(|o| &o.1), values)?);
+                self.dropped = first;
+                grown
             }
         };
+        let place = self.len - self.dropped;
         for (buffer, new) in [(&mut k, keys), (&mut v, values)] {
             let mut stop = new.shape().to_vec();
-            stop[2] = end;
-            *buffer = ops::slice_update(buffer, new, &[0, 0, self.len, 0], &stop, &[1, 1, 1, 1])?;
+            stop[2] = place + added;
+            *buffer = ops::slice_update(buffer, new, &[0, 0, place, 0], &stop, &[1, 1, 1, 1])?;
         }
         self.len = end;
-        let used = (k.slice_axis(2, 0, end)?, v.slice_axis(2, 0, end)?);
+        let (from, to) = (first - self.dropped, end - self.dropped);
+        let used = (k.slice_axis(2, from, to)?, v.slice_axis(2, from, to)?);
         self.buffers = Some((k, v));
         Ok(used)
     }
 
-    /// Number of positions.
+    /// Number of positions that have been appended.
     pub fn len(&self) -> i32 {
         self.len
     }
@@ -80,6 +128,11 @@ impl KvCache {
     /// Whether nothing has been appended.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// How many positions a query sees, if not all.
+    pub fn window(&self) -> Option<i32> {
+        self.window
     }
 }
 
@@ -100,6 +153,7 @@ impl SlotValue {
     fn new(kind: SlotKind) -> Self {
         match kind {
             SlotKind::KvCache => Self::Kv(KvCache::default()),
+            SlotKind::WindowCache { window } => Self::Kv(KvCache::windowed(window)),
             SlotKind::ConvState { .. } => Self::Conv(None),
             SlotKind::DeltaState => Self::Delta(None),
         }

@@ -46,6 +46,8 @@ pub struct Weight {
     pub experts: Option<i32>,
     /// Whether a token reads one row of it (an embedding that is not also the head).
     pub lookup: bool,
+    /// Added to each element of a tensor that is not quantised, in the dtype of the computation.
+    pub offset: f32,
 }
 
 /// A tensor that a weight is stored in.
@@ -137,18 +139,16 @@ pub enum BoundWeight {
 
 impl BoundWeight {
     /// Puts together the arrays of `weight.tensors()`.
-    pub(crate) fn new(weight: &Weight, arrays: Vec<Array>) -> Option<Self> {
+    pub(crate) fn new(weight: &Weight, arrays: Vec<Array>) -> Result<Option<Self>> {
         let mut arrays = arrays.into_iter();
-        let first = arrays.next()?;
-        Some(match &weight.format {
-            Format::Dense => Self::Dense(first),
-            Format::Quantized(q) => Self::Quantized {
-                packed: first,
-                scales: arrays.next()?,
-                biases: arrays.next(),
-                quantization: q.clone(),
-            },
-        })
+        let Some(first) = arrays.next() else { return Ok(None) };
+        let Format::Quantized(q) = &weight.format else {
+            let offset = f64::from(weight.offset);
+            return Ok(Some(Self::Dense(if offset == 0.0 { first } else { first.add_scalar(offset)? })));
+        };
+        let Some(scales) = arrays.next() else { return Ok(None) };
+        let (biases, quantization) = (arrays.next(), q.clone());
+        Ok(Some(Self::Quantized { packed: first, scales, biases, quantization }))
     }
 
     /// Bytes of its arrays.

@@ -107,7 +107,7 @@ fn experts(
     let [rows, expert, order] = b.node_n(path, ExpertSort, &[x, indices]);
     let linear = |b: &mut Builder<'_>, name: &str, rows, out, input| {
         let weight = b.matrix(&format!("{path}.{name}"), &[EXPERTS, out, input]);
-        b.node(path, ExpertLinear { weight }, &[rows, expert])
+        b.node(path, ExpertLinear { weight, bias: None }, &[rows, expert])
     };
     let up = linear(b, "up", rows, 32, WIDTH);
     let gate = linear(b, "gate_proj", rows, 32, WIDTH);

@@ -151,7 +151,7 @@ fn what_does_not_fit_is_said_with_place_found_and_expected() {
             |b, x| {
                 let indices = b.node("a", TopKIndices { k: 2 }, &[x]);
                 let weight = b.matrix("w", &[32, 8, 16]);
-                b.node("w", ExpertLinear { weight }, &[x, indices])
+                b.node("w", ExpertLinear { weight, bias: None }, &[x, indices])
             },
             &["w: expert_linear: input 0 is [B, L, 32]", "rows [..., 1, 16]"],
         ),

@@ -19,6 +19,8 @@ pub struct Attend {
     pub scale: f32,
     /// Only so many positions back, the own one included.
     pub window: Option<usize>,
+    /// A score of each head that takes part in its softmax and has no value.
+    pub sinks: Option<Vec<f32>>,
     /// The result, `[tokens, heads * value_width]`.
     pub out: Buffer,
 }
@@ -36,7 +38,8 @@ const PART: usize = 256;
 impl Attend {
     /// The stage that comes after it; `value_width` is that of the cache.
     pub fn merge(&self, value_width: usize) -> AttendMerge {
-        AttendMerge { cut: self.cut(), heads: self.heads, width: value_width, out: self.out }
+        let (cut, heads, sinks) = (self.cut(), self.heads, self.sinks.clone());
+        AttendMerge { cut, heads, sinks, width: value_width, out: self.out }
     }
 
     fn cut(&self) -> Cut {
@@ -54,7 +57,8 @@ impl Attend {
 
     /// All query heads that share a key/value head, over one part of the positions.
     fn part(&self, frame: &Frame<'_>, local: &mut Local, chunk: usize, parts: Parts) {
-        let Slot::Kv { keys, values, heads, key_width, value_width, capacity } = &frame.slots[self.slot]
+        let Slot::Kv { keys, values, heads, key_width, value_width, capacity, dropped, .. } =
+            &frame.slots[self.slot]
         else {
             return;
         };
@@ -64,14 +68,15 @@ impl Attend {
         let (sequence, head, base) = (pair / heads, pair % heads, pair * capacity);
         for t in 0..frame.length {
             let seen = parts.within(self.cut().seen(frame.position, t), number);
+            let places = base + seen.start - dropped..base + seen.end.max(seen.start) - dropped;
             let row = sequence * frame.length + t;
             for q_head in (row * self.heads + head * group..).take(group) {
                 // SAFETY: earlier stages wrote queries and cache; this part of this head is this chunk's.
                 unsafe {
                     let q = frame.buffer(self.queries).get(q_head * d..(q_head + 1) * d);
                     let to = frame.scratch.get_mut(parts.place(q_head, number, dv));
-                    let k = keys.read((base + seen.start) * d..(base + seen.end.max(seen.start)) * d);
-                    let v = values.read((base + seen.start) * dv..(base + seen.end.max(seen.start)) * dv);
+                    let k = keys.read(places.start * d..places.end * d);
+                    let v = values.read(places.start * dv..places.end * dv);
                     local.b.resize(seen.len(), 0.0);
                     vector::scores(q, k, self.scale, &mut local.b);
                     write_part(&mut local.b, &mut local.a, to, |p, out| vector::weighted_sum(p, v, out));
@@ -98,7 +103,8 @@ impl Stage for Attend {
         if let Some(parts) = self.cut().parts(frame.position, frame.length) {
             return self.part(frame, local, chunk, parts);
         }
-        let Slot::Kv { keys, values, heads, key_width, value_width, capacity } = &frame.slots[self.slot]
+        let Slot::Kv { keys, values, heads, key_width, value_width, capacity, dropped, .. } =
+            &frame.slots[self.slot]
         else {
             return;
         };
@@ -113,6 +119,7 @@ impl Stage for Attend {
         let base = (sequence * heads + head) * capacity;
         for t in block * TOKENS..((block + 1) * TOKENS).min(frame.length) {
             let Range { start, end } = self.cut().seen(frame.position, t);
+            let places = base + start - dropped..base + end - dropped;
             let row = sequence * frame.length + t;
             for g in 0..group {
                 let q_head = unit * group + g;
@@ -120,14 +127,16 @@ impl Stage for Attend {
                 unsafe {
                     let at = (row * self.heads + q_head) * d;
                     let q = frame.buffer(self.queries).get(at..at + d);
-                    let k = keys.read((base + start) * d..(base + end) * d);
-                    let v = values.read((base + start) * dv..(base + end) * dv);
+                    let k = keys.read(places.start * d..places.end * d);
+                    let v = values.read(places.start * dv..places.end * dv);
                     local.b.resize(end - start, 0.0);
                     vector::scores(q, k, self.scale, &mut local.b);
+                    // A sink stands after the others, and has no value.
+                    local.b.extend(self.sinks.as_ref().map(|s| s[q_head]));
                     vector::softmax(&mut local.b, &mut local.a);
                     let at = (row * self.heads + q_head) * dv;
                     let out = frame.buffer(self.out).get_mut(at..at + dv);
-                    vector::weighted_sum(&local.b, v, out);
+                    vector::weighted_sum(&local.b[..end - start], v, out);
                 }
             }
         }

@@ -3,10 +3,9 @@
 //! With few tokens a chunk is a piece of one chosen expert's matrix for one token. With many, tokens are grouped by expert
 //! first, and a chunk is a piece of one expert's matrix for all tokens that chose it.
 
-use super::{Activation, Source, rows_per_chunk};
+use super::{Activation, Source, add_rows, rows_per_chunk};
 use crate::matrix::{Matrix, Tokens};
 use crate::program::{Buffer, Frame, Local, Stage};
-use crate::vector;
 
 /// From this many tokens on, they are grouped by expert.
 const GROUP_FROM: usize = 3;
@@ -94,7 +93,7 @@ impl Stage for Group {
     }
 }
 
-/// `out[slot] = act(x @ gate[e].T) * (x @ up[e].T)` for the expert `e` of each slot.
+/// `out[slot] = act(x @ gate[e].T + bg[e]) * (x @ up[e].T + bu[e])` for the expert `e` of each slot.
 #[derive(Debug)]
 pub struct ExpertsUp {
     /// The activations, one row a token.
@@ -105,6 +104,8 @@ pub struct ExpertsUp {
     pub gate: Matrix,
     /// The others.
     pub up: Matrix,
+    /// Added to their columns, `[experts, width]`.
+    pub biases: [Option<Vec<f32>>; 2],
     /// The activation.
     pub activation: Activation,
     /// The result, `[tokens * k, width]`.
@@ -153,7 +154,13 @@ impl Stage for ExpertsUp {
                 &mut local.scratch,
             );
         }
-        vector::apply(self.activation.function(), &mut local.b[..count * width], &mut local.a);
+        for (bias, out) in self.biases.iter().zip([&mut local.b, &mut local.c]) {
+            if let Some(bias) = bias {
+                add_rows(&bias[expert * n..][rows.clone()], &mut out[..count * width]);
+            }
+        }
+        let len = count * width;
+        self.activation.apply(&mut local.b[..len], &mut local.c[..len], &mut local.a);
         for (i, &slot) in slots.iter().enumerate() {
             let at = slot as usize * n;
             // SAFETY: this part of the slot's row is this chunk's.
@@ -164,8 +171,8 @@ impl Stage for ExpertsUp {
     }
 }
 
-/// With few tokens `out = sum over choices of weight * (x @ down[e].T) + residuals`; with many, each slot's product to
-/// `slots`, which [`Combine`] adds up.
+/// With few tokens `out = sum over choices of weight * (x @ down[e].T + bd[e]) + residuals`; with many, each slot's product
+/// and bias to `slots`, which [`Combine`] adds up.
 #[derive(Debug)]
 pub struct ExpertsDown {
     /// The activations, `k` rows a token.
@@ -174,6 +181,8 @@ pub struct ExpertsDown {
     pub choice: Choice,
     /// The matrices.
     pub down: Matrix,
+    /// Added to their columns, `[experts, width]`.
+    pub bias: Option<Vec<f32>>,
     /// Weights of the choices, `[tokens, k]`.
     pub weights: Buffer,
     /// Added to the result, one after another.
@@ -216,6 +225,9 @@ impl Stage for ExpertsDown {
                 width,
                 &mut local.scratch,
             );
+            if let Some(bias) = &self.bias {
+                add_rows(&bias[which * n..][rows.clone()], &mut local.b);
+            }
             for (y, &slot) in local.b.chunks_exact(width).zip(slots) {
                 let at = slot as usize * n;
                 // SAFETY: this part of the slot's row is this chunk's.
@@ -233,6 +245,9 @@ impl Stage for ExpertsDown {
                 local.b.resize(width, 0.0);
                 let tokens = Tokens::Run(slot, 1);
                 self.down.product(expert, rows.clone(), x, tokens, &mut local.b, width, &mut local.scratch);
+                if let Some(bias) = &self.bias {
+                    add_rows(&bias[expert * n..][rows.clone()], &mut local.b[..width]);
+                }
                 // SAFETY: the router stage is complete.
                 let weight = unsafe { frame.buffer(self.weights).get(slot..slot + 1)[0] };
                 add_weighted(weight, &local.b[..width], s == 0, &mut local.c);

@@ -137,7 +137,8 @@ impl Stage for Qkv {
             width,
             &mut local.scratch,
         );
-        let Slot::Kv { keys, values, heads: kv_heads, capacity, .. } = &frame.slots[self.slot] else {
+        let Slot::Kv { keys, values, heads: kv_heads, capacity, dropped, .. } = &frame.slots[self.slot]
+        else {
             return;
         };
         for t in 0..count {
@@ -162,7 +163,7 @@ impl Stage for Qkv {
             if let Some(rope) = &part.rope {
                 rope.turn(position, y);
             }
-            let at = ((sequence * kv_heads + head) * capacity + position) * width;
+            let at = ((sequence * kv_heads + head) * capacity + position - dropped) * width;
             // SAFETY: this head of this token is this chunk's.
             unsafe {
                 match kind {

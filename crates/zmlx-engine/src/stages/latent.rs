@@ -182,7 +182,7 @@ const PART: usize = 128;
 impl LatentAttend {
     /// The stage that comes after it; `latent` is the width of the cache's latents.
     pub fn merge(&self, latent: usize) -> AttendMerge {
-        AttendMerge { cut: CUT, heads: self.heads, width: latent, out: self.out }
+        AttendMerge { cut: CUT, heads: self.heads, sinks: None, width: latent, out: self.out }
     }
 
     /// Scores of a row of queries over `seen` into `local.b`; gives the latents.

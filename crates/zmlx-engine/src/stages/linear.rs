@@ -2,7 +2,7 @@
 
 use zmlx_simd::MathFn;
 
-use super::{Activation, Source, rows_per_chunk};
+use super::{Activation, Source, add_rows, rows_per_chunk};
 use crate::matrix::{Matrix, Tokens};
 use crate::program::{Buffer, Frame, Local, Stage};
 use crate::vector;
@@ -126,12 +126,11 @@ impl Stage for Gated {
         }
         for (bias, out) in self.biases.iter().zip([&mut local.b, &mut local.c]) {
             if let Some(bias) = bias {
-                for y in out.chunks_exact_mut(width) {
-                    y.iter_mut().zip(&bias[rows.clone()]).for_each(|(y, b)| *y += b);
-                }
+                add_rows(&bias[rows.clone()], &mut out[..count * width]);
             }
         }
-        vector::apply(self.activation.function(), &mut local.b[..count * width], &mut local.a);
+        let len = count * width;
+        self.activation.apply(&mut local.b[..len], &mut local.c[..len], &mut local.a);
         for t in 0..count {
             // SAFETY: this part of the result is this chunk's.
             let out = unsafe { frame.buffer(self.out).get_mut(t * n + rows.start..t * n + rows.end) };

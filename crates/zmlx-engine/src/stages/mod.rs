@@ -30,11 +30,13 @@ pub use source::{Norm, Pack, Source};
 
 use zmlx_simd::MathFn;
 
+use crate::vector;
+
 /// Bytes of weights that a chunk of a product should read: some microseconds' worth.
 const CHUNK_BYTES: usize = 48 << 10;
 
-/// The activation between the two products of a gated feed-forward part: `act(gate) * up`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The activation between the two products of a gated feed-forward part: `act(gate) * up` if nothing else is said.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Activation {
     /// `x * sigmoid(x)`
     Silu,
@@ -42,15 +44,46 @@ pub enum Activation {
     GeluTanh,
     /// GELU with erf.
     GeluErf,
+    /// `g * sigmoid(alpha * g) * (1 + u)`, where `g` is the gate, at most `limit`, and `u` is `up` within `-limit..limit`.
+    ClampedSwiGlu {
+        /// Steepness of the sigmoid.
+        alpha: f32,
+        /// Where gate and up are cut off.
+        limit: f32,
+    },
 }
 
 impl Activation {
-    fn function(self) -> MathFn {
-        match self {
-            Self::Silu => MathFn::Silu,
-            Self::GeluTanh => MathFn::GeluTanh,
-            Self::GeluErf => MathFn::GeluErf,
+    /// Makes of the products the two factors whose product is the result.
+    fn apply(self, gate: &mut [f32], up: &mut [f32], room: &mut Vec<f32>) {
+        let (alpha, limit) = match self {
+            Self::Silu => return vector::apply(MathFn::Silu, gate, room),
+            Self::GeluTanh => return vector::apply(MathFn::GeluTanh, gate, room),
+            Self::GeluErf => return vector::apply(MathFn::GeluErf, gate, room),
+            Self::ClampedSwiGlu { alpha, limit } => (alpha, limit),
+        };
+        // Comparisons that NaN passes through, as it does through MLX's minimum and maximum.
+        gate.iter_mut().filter(|g| **g > limit).for_each(|g| *g = limit);
+        let mut steep: Vec<f32> = gate.iter().map(|g| alpha * g).collect();
+        vector::apply(MathFn::Sigmoid, &mut steep, room);
+        gate.iter_mut().zip(&steep).for_each(|(g, s)| *g *= s);
+        for u in up {
+            *u = 1.0
+                + if *u > limit {
+                    limit
+                } else if *u < -limit {
+                    -limit
+                } else {
+                    *u
+                };
         }
+    }
+}
+
+/// Adds a vector to every row as wide as it.
+fn add_rows(bias: &[f32], rows: &mut [f32]) {
+    for row in rows.chunks_exact_mut(bias.len().max(1)) {
+        row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
     }
 }
 

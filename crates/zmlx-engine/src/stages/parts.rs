@@ -85,6 +85,8 @@ pub struct AttendMerge {
     pub(super) cut: Cut,
     /// Query heads.
     pub(super) heads: usize,
+    /// A score of each head that takes part in its softmax and has no value.
+    pub(super) sinks: Option<Vec<f32>>,
     /// Values of a head.
     pub(super) width: usize,
     /// The result, `[tokens, heads * width]`.
@@ -128,12 +130,14 @@ impl Stage for AttendMerge {
                 let out = frame.buffer(self.out).get_mut(head * self.width..(head + 1) * self.width);
                 local.b.clear();
                 local.b.extend((0..parts.count).map(|number| part(number)[0]));
+                // A sink stands after the parts: it adds to their total and has no value.
+                local.b.extend(self.sinks.as_ref().map(|sinks| sinks[head % self.heads]));
                 let largest = local.b.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
                 local.b.iter_mut().for_each(|m| *m -= largest);
                 vector::apply(zmlx_simd::MathFn::Exp, &mut local.b, &mut local.a);
                 out.fill(0.0);
-                let mut total = 0.0;
-                for (number, weight) in local.b.iter().enumerate() {
+                let mut total: f32 = local.b[parts.count..].iter().sum();
+                for (number, weight) in local.b[..parts.count].iter().enumerate() {
                     let (header, values) = part(number).split_at(HEADER);
                     // Nothing of what is seen lies in it.
                     if header[1] != 0.0 {

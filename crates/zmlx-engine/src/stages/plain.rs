@@ -1,5 +1,7 @@
 //! Stages without a product.
 
+use half::bf16;
+
 use super::Norm;
 use crate::matrix::Matrix;
 use crate::program::{Buffer, Frame, Local, Stage};
@@ -15,6 +17,8 @@ pub struct Embed {
     pub matrix: Matrix,
     /// Multiplies the rows.
     pub scale: f32,
+    /// Whether scaled rows are rounded to bfloat16, in which MLX has those of 4-bit and 8-bit floats.
+    pub rounded: bool,
     /// The result.
     pub out: Buffer,
 }
@@ -36,7 +40,10 @@ impl Stage for Embed {
             // Ids beyond the vocabulary are refused before a run; the last row stands in rather than a panic.
             let id = (frame.tokens[t] as usize).min(self.matrix.rows() - 1);
             self.matrix.row(0, id, out);
-            if self.scale != 1.0 {
+            if self.scale != 1.0 && self.rounded {
+                let scale = bf16::from_f32(self.scale).to_f32();
+                out.iter_mut().for_each(|v| *v = bf16::from_f32(*v * scale).to_f32());
+            } else if self.scale != 1.0 {
                 out.iter_mut().for_each(|v| *v *= self.scale);
             }
         }

@@ -310,7 +310,7 @@ impl<'a> Lowering<'a> {
         };
         let buffer = &mut self.staging[0];
         let dtype = (self.tensors)(spec, buffer).ok_or_else(|| LoweringError::Missing(spec.name.clone()))?;
-        let vector: Vec<f32> = match dtype {
+        let mut vector: Vec<f32> = match dtype {
             Dtype::Float32 => {
                 buffer.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
             }
@@ -325,6 +325,9 @@ impl<'a> Lowering<'a> {
                 return Err(LoweringError::Weight { path: weight.path.clone(), message });
             }
         };
+        if weight.offset != 0.0 {
+            vector.iter_mut().for_each(|v| *v += weight.offset);
+        }
         self.vectors.insert(id, vector.clone());
         Ok(vector)
     }

@@ -143,9 +143,7 @@ impl Region {
                     let wanted = if *value == output { call.wanted.rows(length) } else { length };
                     export(floats, *form, call.batch, length, wanted)?
                 }
-                Place::Cache { slot, values } => {
-                    export_cache(&mut slots[*slot], *values, call.batch, call.position + length)?
-                }
+                Place::Cache { slot, values } => export_cache(&mut slots[*slot], *values, call, length)?,
             };
             out.push((*value, array));
         }
@@ -184,13 +182,18 @@ fn export(floats: &[f32], form: Form, batch: usize, length: usize, wanted: usize
     }
 }
 
-/// Keys or values of all positions, `[B, heads, S, width]`.
-fn export_cache(slot: &mut Slot, values: bool, batch: usize, seen: usize) -> Result<Array> {
-    let Slot::Kv { keys, values: v, heads, key_width, value_width, capacity } = slot else {
+/// Keys or values of all positions, `[B, heads, S, width]`; with a window, of those that a call of that length sees.
+fn export_cache(slot: &mut Slot, values: bool, call: &Call<'_>, length: usize) -> Result<Array> {
+    let Slot::Kv { keys, values: v, heads, key_width, value_width, capacity, window, dropped } = slot else {
         return Err(Error::Argument("a slot without keys and values".to_owned()));
     };
     let (store, width) = if values { (v, *value_width) } else { (keys, *key_width) };
-    let part = |p: usize| store.to_f32(p * *capacity * width..(p * *capacity + seen) * width);
-    let rows: Vec<f32> = (0..batch * *heads).flat_map(part).collect();
-    Array::from_vec(rows, &[batch as i32, *heads as i32, seen as i32, width as i32])
+    let first = window.map_or(0, |w| (call.position + 1).saturating_sub(w));
+    let seen = call.position + length - first;
+    let part = |p: usize| {
+        let at = p * *capacity + first - *dropped;
+        store.to_f32(at * width..(at + seen) * width)
+    };
+    let rows: Vec<f32> = (0..call.batch * *heads).flat_map(part).collect();
+    Array::from_vec(rows, &[call.batch as i32, *heads as i32, seen as i32, width as i32])
 }

@@ -10,6 +10,8 @@ use crate::shape::{DtypeSpec, Type};
 pub enum Binary {
     /// `a + b`
     Add,
+    /// `a + b`, of two float16 arrays the nearest number that is finite.
+    AddFinite,
     /// `a * b`
     Multiply,
     /// `a / b`
@@ -19,10 +21,15 @@ pub enum Binary {
 impl Op for Binary {
     fn name(&self) -> &'static str {
         match self {
-            Self::Add => "add",
+            Self::Add | Self::AddFinite => "add",
             Self::Multiply => "multiply",
             Self::Divide => "divide",
         }
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, Attribute)> {
+        let finite = *self == Self::AddFinite;
+        finite.then(|| ("float16", Attribute::Text("finite".to_owned()))).into_iter().collect()
     }
 
     fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
@@ -35,7 +42,13 @@ impl Op for Binary {
             return Err(Error::Argument(format!("{} takes two arrays", self.name())));
         };
         Ok(vec![match self {
-            Self::Add => a.add(b)?,
+            Self::AddFinite if a.dtype() == Dtype::Float16 && b.dtype() == Dtype::Float16 => {
+                let most = Array::scalar_as(65504.0, Dtype::Float32)?;
+                let least = Array::scalar_as(-65504.0, Dtype::Float32)?;
+                let sum = a.astype(Dtype::Float32)?.add(&b.astype(Dtype::Float32)?)?;
+                sum.maximum(&least)?.minimum(&most)?.astype(Dtype::Float16)?
+            }
+            Self::Add | Self::AddFinite => a.add(b)?,
             Self::Multiply => a.multiply(b)?,
             Self::Divide => a.divide(b)?,
         }])
@@ -124,11 +137,7 @@ impl Op for SwiGlu {
     }
 
     fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
-        let [gate, up] = inputs(given)?;
-        if !gate.dtype.is_float() {
-            return Err(ShapeError::input(0, gate, "floats"));
-        }
-        Ok(vec![broadcast(gate, 1, up)?])
+        gated(given)
     }
 
     fn work(&self, node: &NodeCost<'_>) -> Work {
@@ -141,6 +150,47 @@ impl Op for SwiGlu {
             return Err(Error::Argument("swiglu takes gate and up".to_owned()));
         };
         Ok(vec![gate.multiply(&gate.sigmoid()?)?.multiply(up)?])
+    }
+}
+
+/// `(1 + u) * (g * sigmoid(alpha * g))` of inputs (gate, up), where `g` is the gate, at most `limit`, and `u` is `up` within
+/// `-limit..limit` (GPT-OSS).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ClampedSwiGlu {
+    /// Steepness of the sigmoid.
+    pub alpha: f64,
+    /// Where gate and up are cut off.
+    pub limit: f64,
+}
+
+impl Op for ClampedSwiGlu {
+    fn name(&self) -> &'static str {
+        "clamped_swiglu"
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, Attribute)> {
+        vec![("alpha", Attribute::Float(self.alpha)), ("limit", Attribute::Float(self.limit))]
+    }
+
+    fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+        gated(given)
+    }
+
+    fn work(&self, node: &NodeCost<'_>) -> Work {
+        // The cuts, three; product, sigmoid, product; sum, product.
+        node.plain(&[], 8, 11)
+    }
+
+    fn run(&self, _: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
+        let [gate, up] = inputs else {
+            return Err(Error::Argument("clamped_swiglu takes gate and up".to_owned()));
+        };
+        let scalar = |value: f64| Array::scalar_as(value, gate.dtype());
+        let limit = scalar(self.limit)?;
+        let gate = gate.minimum(&limit)?;
+        let up = up.maximum(&scalar(-self.limit)?)?.minimum(&limit)?;
+        let sigmoid = gate.multiply_scalar(self.alpha)?.sigmoid()?;
+        Ok(vec![up.add_scalar(1.0)?.multiply(&gate.multiply(&sigmoid)?)?])
     }
 }
 
@@ -185,6 +235,15 @@ impl Op for Cast {
         };
         Ok(vec![inputs[0].astype(dtype)?])
     }
+}
+
+/// What a gated activation of (gate, up) gives.
+pub(super) fn gated(given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+    let [gate, up] = inputs(given)?;
+    if !gate.dtype.is_float() {
+        return Err(ShapeError::input(0, gate, "floats"));
+    }
+    Ok(vec![broadcast(gate, 1, up)?])
 }
 
 /// The type of arithmetic between the two, `b` being input number `number`.

@@ -1,8 +1,8 @@
 use zmlx_mlx::{Array, Error, Result};
 
-use super::elementwise::broadcast;
+use super::elementwise::gated;
 use crate::cost::{NodeCost, Work};
-use crate::infer::{InferContext, ShapeError, inputs};
+use crate::infer::{InferContext, ShapeError};
 use crate::op::{Context, Op};
 use crate::shape::Type;
 
@@ -24,11 +24,7 @@ impl Op for GeGlu {
     }
 
     fn infer(&self, _: &InferContext<'_>, given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
-        let [gate, up] = inputs(given)?;
-        if !gate.dtype.is_float() {
-            return Err(ShapeError::input(0, gate, "floats"));
-        }
-        Ok(vec![broadcast(gate, 1, up)?])
+        gated(given)
     }
 
     fn work(&self, node: &NodeCost<'_>) -> Work {

@@ -14,10 +14,10 @@ mod norm;
 mod rope;
 mod shape;
 
-pub use attention::{Attention, KvAppend};
+pub use attention::{Attention, KvAppend, WindowAttention};
 pub use conv::{ConvStep, DepthwiseConv1d};
 pub use deltanet::{DeltaGate, FlattenHeads, GatedDelta, Silu, UnitNorm};
-pub use elementwise::{AddScalar, Binary, Cast, MultiplyScalar, Sigmoid, SwiGlu};
+pub use elementwise::{AddScalar, Binary, Cast, ClampedSwiGlu, MultiplyScalar, Sigmoid, SwiGlu};
 pub use geglu::GeGlu;
 pub use groups::{MaskGroups, TopKOfNegated};
 pub use indexer::TopPositions;

@@ -170,11 +170,13 @@ impl Op for ExpertSort {
     }
 }
 
-/// `x @ w[expert].T` for each row: inputs (rows, experts).
-#[derive(Debug)]
+/// `x @ w[expert].T + b[expert]` for each row: inputs (rows, experts).
+#[derive(Debug, Clone)]
 pub struct ExpertLinear {
     /// The matrices `[experts, out, in]`.
     pub weight: WeightId,
+    /// The vectors `[experts, out]`, if any.
+    pub bias: Option<WeightId>,
 }
 
 impl Op for ExpertLinear {
@@ -183,7 +185,7 @@ impl Op for ExpertLinear {
     }
 
     fn weights(&self) -> Vec<WeightId> {
-        vec![self.weight]
+        [Some(self.weight), self.bias].into_iter().flatten().collect()
     }
 
     fn infer(
@@ -193,9 +195,15 @@ impl Op for ExpertLinear {
     ) -> std::result::Result<Vec<Type>, ShapeError> {
         let [x, experts] = inputs(given)?;
         let weight = context.weight(self.weight)?;
-        let &[_, out, input] = weight.shape.as_slice() else {
+        let &[count, out, input] = weight.shape.as_slice() else {
             return Err(ShapeError::weight(weight, "matrices [experts, out, in]"));
         };
+        if let Some(bias) = self.bias {
+            let bias = context.weight(bias)?;
+            if bias.shape != [count, out] {
+                return Err(ShapeError::weight(bias, format_args!("[{count}, {out}], one an expert")));
+            }
+        }
         let (rank, expected) = (x.shape.rank(), format!("rows [..., 1, {input}] for {}", weight.path));
         if rank < 2 || !x.shape.0[rank - 1].is(input.into()) {
             return Err(ShapeError::input(0, x, expected));
@@ -211,8 +219,12 @@ impl Op for ExpertLinear {
     fn work(&self, node: &NodeCost<'_>) -> Work {
         let [x, experts] = node.inputs() else { return Work::default() };
         let inner = x.shape.last().and_then(Dim::constant).unwrap_or(0).unsigned_abs();
-        let weight_bytes = node.parts(self.weight, node.elements(experts));
-        Work { weight_bytes, ..node.plain(&[], 1, 2 * inner) }
+        let rows = node.elements(experts);
+        let weight_bytes = node.parts(self.weight, rows);
+        let Some(bias) = self.bias else { return Work { weight_bytes, ..node.plain(&[], 1, 2 * inner) } };
+        // The vectors of the rows are gathered, then added.
+        let weight_bytes = weight_bytes.saturating_add(node.parts(bias, rows));
+        Work { weight_bytes, ..node.plain(&[], 3, 2 * inner + 1) }
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
@@ -220,7 +232,10 @@ impl Op for ExpertLinear {
             return Err(Error::Argument("expert_linear takes rows and experts".to_owned()));
         };
         let sorted = experts.ndim() == 1;
-        Ok(vec![context.weight(self.weight).gather_linear(x, experts, sorted)?])
+        let y = context.weight(self.weight).gather_linear(x, experts, sorted)?;
+        let Some(bias) = self.bias else { return Ok(vec![y]) };
+        let bias = context.weight(bias).dense()?.take(experts, 0)?;
+        Ok(vec![y.add(&bias.expand_dims(&[-2])?)?])
     }
 }
 

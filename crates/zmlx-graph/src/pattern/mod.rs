@@ -14,6 +14,7 @@ use crate::graph::{Graph, Node, Value};
 use crate::infer::Types;
 use crate::ops::RmsNorm;
 use crate::shape::{Dim, Shape};
+use crate::state::{Slot, SlotId};
 use crate::weights::{Format, Weight, WeightId};
 
 pub use rewrite::{Backend, Choice, PatternReport, Rewritten, rewrite};
@@ -138,6 +139,11 @@ impl Match<'_> {
     /// A declared weight.
     pub fn weight(&self, id: WeightId) -> Result<&Weight, String> {
         self.graph.weights.get(id.0).ok_or_else(|| format!("weight {} is not declared", id.0))
+    }
+
+    /// A declared slot.
+    pub fn slot(&self, id: SlotId) -> Result<&Slot, String> {
+        self.graph.slots.get(id.0).ok_or_else(|| format!("slot {} is not declared", id.0))
     }
 
     /// A matrix that the CPU's products can read: its rows and columns.

@@ -21,6 +21,7 @@ mod softmax;
 mod sparse_mla;
 mod swiglu_mlp;
 
+use std::any::Any;
 use std::sync::Arc;
 
 use zmlx_engine::matrix::Matrix;
@@ -29,7 +30,7 @@ use zmlx_engine::stages::{Activation, Source};
 
 use crate::native::{Form, Lowering, LoweringError, Turn};
 use crate::op::Op;
-use crate::ops::{Rope, RopeFrequencies};
+use crate::ops::{ClampedSwiGlu, Rope, RopeFrequencies};
 use crate::pattern::{Match, Pattern};
 use crate::weights::WeightId;
 
@@ -118,6 +119,10 @@ fn turn(m: &Match<'_>, name: &str) -> Result<Option<Turn>, String> {
 
 /// The activation that a gated op of the graph applies.
 fn activation(op: &Arc<dyn Op>) -> Result<Activation, String> {
+    let any: &dyn Any = &**op;
+    if let Some(&ClampedSwiGlu { alpha, limit }) = any.downcast_ref() {
+        return Ok(Activation::ClampedSwiGlu { alpha: alpha as f32, limit: limit as f32 });
+    }
     match op.name() {
         "swiglu" => Ok(Activation::Silu),
         "geglu_tanh" => Ok(Activation::GeluTanh),

@@ -9,7 +9,6 @@ use crate::fused::Body;
 use crate::native::{Form, Lowering, LoweringError};
 use crate::ops::{ExpertLinear, Sum};
 use crate::pattern::{Match, Pattern};
-use crate::weights::WeightId;
 
 /// The routed experts: two stages a token. What shared experts give is added to their sum, and then the residual.
 pub static PATTERN: Pattern = Pattern {
@@ -21,7 +20,7 @@ pub static PATTERN: Pattern = Pattern {
         rows, expert, order = expert_sort(n, indices)
         up = expert_linear(rows, expert)
         gate = expert_linear(rows, expert)
-        a = swiglu|geglu_tanh|geglu_erf(gate, up)
+        a = swiglu|geglu_tanh|geglu_erf|clamped_swiglu(gate, up)
         down = expert_linear(a, expert)
         y = expert_unsort(down, order, indices)
         we = expand_last(weights)
@@ -44,9 +43,9 @@ struct Fused {
     residuals: Vec<usize>,
     norm: NormOf,
     k: usize,
-    gate: WeightId,
-    up: WeightId,
-    down: WeightId,
+    gate: ExpertLinear,
+    up: ExpertLinear,
+    down: ExpertLinear,
     activation: Activation,
 }
 
@@ -56,13 +55,13 @@ fn is_router(pattern: &str) -> bool {
 }
 
 fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
-    let expert = |name: &str| -> Result<WeightId, String> {
-        let weight = m.need::<ExpertLinear>(name)?.weight;
-        m.matrix(weight)?;
-        Ok(weight)
+    let expert = |name: &str| -> Result<ExpertLinear, String> {
+        let linear = m.need::<ExpertLinear>(name)?.clone();
+        m.matrix(linear.weight)?;
+        Ok(linear)
     };
     let (gate, up, down) = (expert("gate")?, expert("up")?, expert("down")?);
-    m.alike(&[gate, up])?;
+    m.alike(&[gate.weight, up.weight])?;
     let Sum { axis: -2, keepdims: false } = m.need::<Sum>("s")? else {
         return Err("experts are summed over another axis".to_owned());
     };
@@ -85,7 +84,9 @@ impl Body for Fused {
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
-        let (gate, up, down) = (l.matrix(self.gate)?, l.matrix(self.up)?, l.matrix(self.down)?);
+        let (gate, up, down) =
+            (l.matrix(self.gate.weight)?, l.matrix(self.up.weight)?, l.matrix(self.down.weight)?);
+        let (biases, bias) = ([l.bias(self.gate.bias)?, l.bias(self.up.bias)?], l.bias(self.down.bias)?);
         alike(&gate, &up)?;
         let indices = l.input(self.indices, Form::Indices { width: self.k })?;
         let weights = l.input(self.weights, Form::Flat { width: self.k })?;
@@ -94,7 +95,7 @@ impl Body for Fused {
         l.push(Group(choice));
         let source = source(l, self.input, self.norm, &gate)?;
         let inner = l.temporary(self.k * gate.rows());
-        l.push(ExpertsUp { source, choice, gate, up, activation: self.activation, out: inner });
+        l.push(ExpertsUp { source, choice, gate, up, biases, activation: self.activation, out: inner });
         let source = Source { per_token: self.k, ..Source::new(inner, None, &down) };
         l.push(source.pack());
         let width = down.rows();
@@ -102,7 +103,7 @@ impl Body for Fused {
         let form = Form::Flat { width };
         let residuals: Vec<_> = self.residuals.iter().map(|&i| l.input(i, form)).collect::<Result<_, _>>()?;
         let out = l.output(0, Form::Flat { width });
-        l.push(ExpertsDown { source, choice, down, weights, residuals: residuals.clone(), slots, out });
+        l.push(ExpertsDown { source, choice, down, bias, weights, residuals: residuals.clone(), slots, out });
         l.push(Combine { choice, weights, slots, residuals, out, width });
         Ok(())
     }

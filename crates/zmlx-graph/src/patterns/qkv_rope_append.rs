@@ -77,6 +77,7 @@ struct Fused {
     /// Whether the product for the queries gives gates too.
     gated: bool,
     slot: SlotId,
+    window: Option<usize>,
 }
 
 fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
@@ -106,8 +107,9 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     }
     m.alike(&[parts[0].linear.weight, parts[1].linear.weight, parts[2].linear.weight])?;
     let slot = m.need::<KvAppend>("keys")?.slot;
+    let window = m.slot(slot)?.kind.window().map(|w| w.max(1) as usize);
     let input = m.rows("x")?;
-    Ok(Arc::new(Fused { input, norm: m.norm("n"), parts, gated, slot }))
+    Ok(Arc::new(Fused { input, norm: m.norm("n"), parts, gated, slot, window }))
 }
 
 impl Body for Fused {
@@ -131,6 +133,7 @@ impl Body for Fused {
             .or_else(|e| if self.parts[1].width == self.parts[2].width { Err(e) } else { Ok(()) })?;
         let source = source(l, self.input, self.norm, &q.matrix)?;
         let empty = Slot::kv(self.parts[1].heads, self.parts[1].width, self.parts[2].width);
+        let empty = empty.windowed(self.window);
         let slot = l.slot(self.slot, empty);
         let out = l.output(0, Form::Heads { heads: self.parts[0].heads, width: self.parts[0].width });
         l.output_cache(1, slot, false);

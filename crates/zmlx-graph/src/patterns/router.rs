@@ -67,6 +67,15 @@ pub static PATTERN: Pattern = Pattern {
         w = take_along_last(scores, indices)
         return indices, w
     ",
+        // Logits choose; softmax over those of the chosen.
+        "
+        n ~ rms_norm?(x)
+        logits = linear(n)
+        indices = top_k_indices(logits)
+        w = take_along_last(logits, indices)
+        weights = softmax(w)
+        return indices, weights
+    ",
     ],
     build,
 };
@@ -104,7 +113,11 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     if k < 1 || k as usize > experts {
         return Err(format!("{k} of {experts} experts"));
     }
-    let scores = if m.op::<Softmax>("scores").is_some() { Scores::Softmax } else { Scores::Sigmoid };
+    let scores = match (m.op::<Softmax>("scores"), m.op::<Softmax>("weights")) {
+        (Some(_), _) => Scores::Softmax,
+        (None, Some(_)) => Scores::SoftmaxOfChosen,
+        (None, None) => Scores::Sigmoid,
+    };
     let bias = m.op::<AddWeight>("ranked").map(|b| b.weight);
     let renormalise = renormalised(m)?;
     let scale = m.op::<MultiplyScalar>("scaled").map_or(1.0, |s| s.0 as f32);

@@ -9,7 +9,7 @@ use crate::native::{Form, Lowering, LoweringError};
 use crate::ops::Linear;
 use crate::pattern::{Match, Pattern};
 
-/// A feed-forward part gated by SiLU.
+/// A feed-forward part gated by SiLU, also where gate and up are cut off.
 pub static PATTERN: Pattern = Pattern {
     name: "swiglu_mlp",
     summary: "norm, gate and up products, SiLU, down product and residual as two stages",
@@ -32,7 +32,7 @@ pub static PATTERN: Pattern = Pattern {
         n ~ rms_norm?(x)
         g = linear(n)
         u = linear(n)
-        a = swiglu(g, u)
+        a = swiglu|clamped_swiglu(g, u)
         d = linear(a)
         h = add?(d, r)
         return h

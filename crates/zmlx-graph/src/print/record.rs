@@ -85,6 +85,7 @@ impl From<&Type> for TypeRecord {
 pub(super) fn kind_word(kind: SlotKind) -> &'static str {
     match kind {
         SlotKind::KvCache => "kv_cache",
+        SlotKind::WindowCache { .. } => "window_cache",
         SlotKind::ConvState { .. } => "conv_state",
         SlotKind::DeltaState => "delta_state",
     }

@@ -122,14 +122,22 @@ pub fn cases(pattern: &str, storage: &Storage, variant: usize) -> Vec<Case> {
         "deltanet" => [false, true]
             .map(|mixed| draft(pattern, storage, variant, &[], |d| (delta_net(d, mixed), Kind::Numbers)))
             .into(),
-        "router" => vec![draft(pattern, storage, variant, &[], |d| router(d, 12, 4))],
+        "router" => vec![
+            draft(pattern, storage, variant, &[], |d| router(d, 12, 4)),
+            draft("of chosen", storage, variant, &[], of_chosen),
+        ],
         "deepseek_router" => vec![draft(pattern, storage, variant, &[], |d| {
             let (n, width) = (d.input(), d.width);
             let logits = d.b.linear("router", n, 16, width);
             grouped(d, logits, 16, [4, 2], 3)
         })],
         "moe_mlp" => one(&["router"], moe),
-        "swiglu_mlp" => one(&[], |d| mlp(d, SwiGlu)),
+        "swiglu_mlp" => {
+            let clamped = ClampedSwiGlu { alpha: 1.702, limit: 0.4 };
+            let mut both = one(&[], |d| mlp(d, SwiGlu));
+            both.push(draft("clamped", storage, variant, &[], |d| (mlp(d, clamped), Kind::Numbers)));
+            both
+        }
         "geglu_mlp" => [GeGlu::Tanh, GeGlu::Erf]
             .map(|op| draft(op.name(), storage, variant, &[], |d| (mlp(d, op), Kind::Numbers)))
             .into(),
@@ -144,7 +152,11 @@ pub fn cases(pattern: &str, storage: &Storage, variant: usize) -> Vec<Case> {
         "residual_norm" => one(&[], residual_norm),
         "rmsnorm" => one(&[], |d| {
             let (x, width) = (d.x, d.width);
-            d.b.rms_norm("norm", x, width, 1e-6)
+            let n = match d.v.norm() {
+                true => d.b.rms_norm_above_one("norm", x, width, 1e-6),
+                false => d.b.rms_norm("norm", x, width, 1e-6),
+            };
+            if d.v.bias() { d.b.add("residual", x, n) } else { n }
         }),
         "layernorm" => one(&[], layer_norm),
         "softmax" => one(&[], |d| {
@@ -164,7 +176,8 @@ fn layer_norm(d: &mut Draft<'_>) -> Value {
 
 fn embedding(d: &mut Draft<'_>) -> Value {
     let (ids, width) = (d.b.tokens(), d.width);
-    d.b.embedding("table", ids, VOCABULARY, width)
+    let h = d.b.embedding("table", ids, VOCABULARY, width);
+    if d.v.norm() { d.b.node("table", MultiplyScalar(11.3125), &[h]) } else { h }
 }
 
 /// Attention, with the product after it or without.
@@ -207,10 +220,23 @@ fn qkv(d: &mut Draft<'_>, out: bool) -> Value {
     };
     let (q, k) = (part(d, "q", heads, head), part(d, "k", kv_heads, head));
     let v = part(d, "v", kv_heads, value);
-    let slot = d.b.slot("attention", SlotKind::KvCache);
+    let (window, sinks) = match d.v.0 {
+        1 => (Some(4), true),
+        2 => (Some(3), false),
+        5 => (None, true),
+        7 => (Some(1), true),
+        _ => (None, false),
+    };
+    let kind = window.map_or(SlotKind::KvCache, |window| SlotKind::WindowCache { window });
+    let slot = d.b.slot("attention", kind);
     let [keys, values] = d.b.node_n("attention", KvAppend { slot }, &[k, v]);
     let scale = 1.0 / (head as f32).sqrt();
-    let y = d.b.node("attention", Attention { scale }, &[q, keys, values]);
+    let y = if window.is_some() || sinks {
+        let sinks = sinks.then(|| d.b.bare("attention.sinks", &[heads]));
+        d.b.node("attention", WindowAttention { scale, window, sinks }, &[q, keys, values])
+    } else {
+        d.b.node("attention", Attention { scale }, &[q, keys, values])
+    };
     let mut y = d.b.node("attention", MergeHeads, &[y]);
     if let Some(gate) = gate {
         let gate = d.b.node("attention", Sigmoid, &[gate]);
@@ -406,6 +432,16 @@ pub fn route(d: &mut Draft<'_>, n: Value, logits: Value, experts: i32, k: i32) -
     (weights, Kind::Choice { indices, weights })
 }
 
+/// A router whose logits choose, with softmax over those of the chosen.
+fn of_chosen(d: &mut Draft<'_>) -> (Value, Kind) {
+    let (n, width, path) = (d.input(), d.width, "router");
+    let logits = d.linear(path, n, 12, width);
+    let indices = d.b.node(path, TopKIndices { k: 3 }, &[logits]);
+    let chosen = d.b.node(path, TakeAlongLast, &[logits, indices]);
+    let weights = d.b.node(path, Softmax { precise: true }, &[chosen]);
+    (weights, Kind::Choice { indices, weights })
+}
+
 /// From logits to a choice of experts in groups, as DeepSeek-V3 does it.
 pub fn grouped(
     d: &mut Draft<'_>,
@@ -441,14 +477,17 @@ fn moe(d: &mut Draft<'_>) -> Value {
     let logits = d.b.linear("router", n, experts, width);
     let (weights, Kind::Choice { indices, .. }) = route(d, n, logits, experts, k) else { unreachable!() };
     let [rows, expert, order] = d.b.node_n(path, ExpertSort, &[n, indices]);
+    let biased = d.v.norm();
     let linear = |d: &mut Draft<'_>, name: &str, rows| {
         let weight = d.b.matrix(name, &[experts, width, width]);
-        d.b.node(name, ExpertLinear { weight }, &[rows, expert])
+        let bias = biased.then(|| d.b.expert_bias(name, experts, width));
+        d.b.node(name, ExpertLinear { weight, bias }, &[rows, expert])
     };
     let (up, gate) = (linear(d, "experts.up", rows), linear(d, "experts.gate", rows));
     let a = match d.v.0 {
         5 => d.b.node(path, GeGlu::Tanh, &[gate, up]),
         6 => d.b.node(path, GeGlu::Erf, &[gate, up]),
+        1 | 7 => d.b.node(path, ClampedSwiGlu { alpha: 1.702, limit: 0.5 }, &[gate, up]),
         _ => d.b.node(path, SwiGlu, &[gate, up]),
     };
     let down = linear(d, "experts.down", a);

@@ -217,12 +217,12 @@ fn experts_without_a_fused_router_are_refused() {
         let [rows, expert, order] = b.node_n("moe", ExpertSort, &[x, indices]);
         let mut linear = |path: &str, rows| {
             let weight = b.matrix(path, &[4, WIDTH, WIDTH]);
-            b.node(path, ExpertLinear { weight }, &[rows, expert])
+            b.node(path, ExpertLinear { weight, bias: None }, &[rows, expert])
         };
         let (up, gate) = (linear("up", rows), linear("5.gate", rows));
         let a = b.node("moe", SwiGlu, &[gate, up]);
         let weight = b.matrix("down", &[4, WIDTH, WIDTH]);
-        let down = b.node("down", ExpertLinear { weight }, &[a, expert]);
+        let down = b.node("down", ExpertLinear { weight, bias: None }, &[a, expert]);
         let y = b.node("moe", ExpertUnsort, &[down, order, indices]);
         let w = b.node("moe", ExpandLast, &[weights]);
         let y = b.multiply("moe", y, w);
@@ -335,4 +335,34 @@ fn delta_nets_that_compute_something_else_are_refused() {
     let found = report(&fused, "deltanet");
     assert_eq!(found.matched, 0);
     assert!(found.refused.iter().any(|r| r.contains("float32")), "{found:?}");
+}
+
+#[test]
+fn attention_that_sees_more_than_its_cache_keeps_is_refused() {
+    let with = |window: Option<i32>, plain: bool| {
+        graph(move |b, x| {
+            let heads = |b: &mut Builder<'_>, name: &str| {
+                let y = b.linear(name, x, WIDTH, WIDTH);
+                let y = b.node(name, SplitHeads { heads: 4 }, &[y]);
+                b.node(name, Transpose(vec![0, 2, 1, 3]), &[y])
+            };
+            let (q, k, v) = (heads(b, "q"), heads(b, "k"), heads(b, "v"));
+            let slot = b.slot("attention", SlotKind::WindowCache { window: 8 });
+            let [keys, values] = b.node_n("attention", KvAppend { slot }, &[k, v]);
+            let inputs = [q, keys, values];
+            let y = match plain {
+                true => b.node("attention", Attention { scale: 0.2 }, &inputs),
+                false => b.node("attention", WindowAttention { scale: 0.2, window, sinks: None }, &inputs),
+            };
+            let y = b.node("attention", MergeHeads, &[y]);
+            b.linear("out", y, WIDTH, WIDTH)
+        })
+    };
+    let names = ["qkv_rope_append", "attention_out"];
+    for graph in [with(None, true), with(None, false), with(Some(9), false)] {
+        refused(&graph, &names, "its cache keeps");
+    }
+    for window in [1, 3, 8] {
+        assert_eq!(tried(&with(Some(window), false), &names).0, 1, "{window}");
+    }
 }

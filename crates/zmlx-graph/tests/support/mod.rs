@@ -75,7 +75,7 @@ fn experts(b: &mut Builder<'_>, x: Value) -> Value {
     let [rows, expert, order] = b.node_n(path, ExpertSort, &[x, indices]);
     let linear = |b: &mut Builder<'_>, name: &str, rows, out, input| {
         let weight = b.matrix(name, &[experts, out, input]);
-        b.node(name, ExpertLinear { weight }, &[rows, expert])
+        b.node(name, ExpertLinear { weight, bias: None }, &[rows, expert])
     };
     let up = linear(b, "moe.up", rows, hidden, WIDTH);
     let gate = linear(b, "moe.gate", rows, hidden, WIDTH);

@@ -1,5 +1,6 @@
 //! What several families are made of.
 
+use zmlx_graph::op::Op;
 use zmlx_graph::ops::{ExpertLinear, ExpertSort, ExpertUnsort, SwiGlu};
 use zmlx_graph::{Builder, Value};
 
@@ -35,7 +36,17 @@ impl Heads {
         kv_heads: i32,
         head_dim: Option<i32>,
     ) -> Result<Self, LoadError> {
-        let heads = c.size("num_attention_heads")?;
+        Self::of(c, hidden, c.size("num_attention_heads")?, kv_heads, head_dim)
+    }
+
+    /// Of so many heads.
+    pub(super) fn of(
+        c: &ModelConfig,
+        hidden: i32,
+        heads: i32,
+        kv_heads: i32,
+        head_dim: Option<i32>,
+    ) -> Result<Self, LoadError> {
         let fail = |message| Err(c.contradiction("num_attention_heads", message));
         if (head_dim.is_none() && hidden % heads != 0) || heads % kv_heads != 0 {
             return fail(format!(
@@ -103,15 +114,29 @@ impl Experts {
     /// The chosen experts' answers `[batch, length, k, hidden]` to tokens `[batch, length, hidden]`, for indices
     /// `[batch, length, k]`.
     pub(super) fn switch_glu(&self, b: &mut Builder<'_>, path: &str, x: Value, indices: Value) -> Value {
+        self.switch(b, path, x, indices, false, SwiGlu)
+    }
+
+    /// The same with biases or without, and another activation of (gate, up).
+    pub(super) fn switch(
+        &self,
+        b: &mut Builder<'_>,
+        path: &str,
+        x: Value,
+        indices: Value,
+        bias: bool,
+        activation: impl Op,
+    ) -> Value {
         let [rows, expert, order] = b.node_n(path, ExpertSort, &[x, indices]);
         let linear = |b: &mut Builder<'_>, name: &str, rows, out, input| {
             let path = format!("{path}.{name}");
             let weight = b.matrix(&path, &[self.count, out, input]);
-            b.node(&path, ExpertLinear { weight }, &[rows, expert])
+            let bias = bias.then(|| b.expert_bias(&path, self.count, out));
+            b.node(&path, ExpertLinear { weight, bias }, &[rows, expert])
         };
         let up = linear(b, "up_proj", rows, self.inner, self.hidden);
         let gate = linear(b, "gate_proj", rows, self.inner, self.hidden);
-        let y = b.node(path, SwiGlu, &[gate, up]);
+        let y = b.node(path, activation, &[gate, up]);
         let y = linear(b, "down_proj", y, self.hidden, self.inner);
         b.node(path, ExpertUnsort, &[y, order, indices])
     }

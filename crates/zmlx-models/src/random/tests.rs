@@ -279,6 +279,7 @@ fn large_models_are_sharded() {
             keep_f32: false,
             experts: None,
             lookup: false,
+            offset: 0.0,
         })
     };
     // 2, 2, 2, 8 and 1 GiB.
