@@ -1,11 +1,12 @@
 //! Which tensor of a checkpoint serves which weight of a graph, found out from headers alone.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value;
 use zmlx_graph::Graph;
 use zmlx_graph::weights::{Format, Quantization, TensorSpec};
-use zmlx_mlx::{Array, ops};
+use zmlx_mlx::{Array, Dtype, ops};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
@@ -22,6 +23,8 @@ pub struct Tensor {
     pub sources: Vec<String>,
     /// Permutation of its axes on loading.
     pub transpose: Option<Vec<i32>>,
+    /// Whether its sources are bytes `[..., groups, n]` that are to be words `[..., groups * n / 4]`.
+    pub words: bool,
     /// The part of its sources that it is, if they are shared.
     pub part: Option<Part>,
     /// Added to each element on loading, in the dtype that it is stored in.
@@ -43,6 +46,8 @@ pub struct Part {
     pub start: i32,
     /// Where it ends.
     pub end: i32,
+    /// From one element to the next.
+    pub step: i32,
     /// How many parts the array has.
     pub of: usize,
 }
@@ -55,13 +60,15 @@ impl Tensor {
 
     /// A tensor that a recipe makes of its sources.
     pub(crate) fn made(sources: Vec<String>, recipe: Option<Recipe>, shape: Vec<i32>, dtype: String) -> Self {
-        Self { sources, transpose: None, part: None, offset: None, recipe, shape, dtype }
+        let (transpose, words, part, offset) = (None, false, None, None);
+        Self { sources, transpose, words, part, offset, recipe, shape, dtype }
     }
 
     /// Whether it is the bytes of its source and nothing else.
     pub(crate) fn is_plain(&self) -> bool {
-        let changed = self.transpose.is_some() || self.part.is_some() || self.offset.is_some();
-        self.sources.len() == 1 && !changed && self.recipe.is_none()
+        let cut = self.transpose.is_some() || self.part.is_some();
+        let changed = cut || self.words || self.offset.is_some() || self.recipe.is_some();
+        self.sources.len() == 1 && !changed
     }
 
     /// How many tensors are made of its sources.
@@ -98,6 +105,13 @@ impl Tensors {
     pub fn rename(&mut self, new_name: impl Fn(&str) -> Option<String>) {
         let old = std::mem::take(&mut self.by_name);
         self.by_name = old.into_iter().map(|(n, t)| (new_name(&n).unwrap_or(n), t)).collect();
+    }
+
+    /// Renames one tensor, if it is there.
+    pub fn rename_one(&mut self, old: &str, new: &str) {
+        if let Some(tensor) = self.by_name.remove(old) {
+            self.by_name.insert(new.to_owned(), tensor);
+        }
     }
 
     /// The tensors of another kind of file.
@@ -158,6 +172,25 @@ impl Tensors {
     /// # Errors
     /// [`LoadError::Dtype`], if it has no such axis or that cannot be cut so.
     pub fn split(&mut self, name: &str, axis: i32, parts: &[&str]) -> Result<(), LoadError> {
+        self.cut(name, axis, parts, |part, parts, size| (part * size / parts, (part + 1) * size / parts, 1))
+    }
+
+    /// As [`Self::split`], but the parts take turns on the axis.
+    ///
+    /// # Errors
+    /// As [`Self::split`].
+    pub fn split_in_turns(&mut self, name: &str, axis: i32, parts: &[&str]) -> Result<(), LoadError> {
+        self.cut(name, axis, parts, |part, parts, size| (part, size, parts))
+    }
+
+    /// `range` says of a part, how many parts there are and the size of the axis: where it begins and ends, and its step.
+    fn cut(
+        &mut self,
+        name: &str,
+        axis: i32,
+        parts: &[&str],
+        range: impl Fn(i32, i32, i32) -> (i32, i32, i32),
+    ) -> Result<(), LoadError> {
         let Some(whole) = self.by_name.remove(name) else { return Ok(()) };
         let count = parts.len() as i32;
         let at = if axis < 0 { axis + whole.shape.len() as i32 } else { axis };
@@ -170,13 +203,33 @@ impl Tensors {
             });
         }
         for (i, new) in (0..count).zip(parts) {
-            let (start, end) = (i * size / count, (i + 1) * size / count);
+            let (start, end, step) = range(i, count, size);
             let mut shape = whole.shape.clone();
-            shape[at as usize] = end - start;
-            let part = Some(Part { axis: at, start, end, of: parts.len() });
+            shape[at as usize] = size / count;
+            let part = Some(Part { axis: at, start, end, step, of: parts.len() });
             self.by_name.insert((*new).to_owned(), Tensor { part, shape, ..whole.clone() });
         }
         Ok(())
+    }
+
+    /// Makes of bytes `[..., groups, n]` packed words `[..., groups * n / 4]`, under a new name. A tensor that is not there
+    /// or no such bytes stays as it is.
+    pub fn pack(&mut self, name: &str, packed: &str) {
+        let fits = |t: &Tensor| {
+            let bytes = t.shape.last().is_some_and(|n| n % 4 == 0);
+            t.dtype == "U8" && t.shape.len() > 2 && bytes && t.is_plain()
+        };
+        if !self.by_name.get(name).is_some_and(fits) {
+            return;
+        }
+        if let Some(mut tensor) = self.by_name.remove(name) {
+            let bytes = tensor.shape.pop().unwrap_or(0);
+            if let Some(groups) = tensor.shape.last_mut() {
+                *groups = groups.saturating_mul(bytes / 4);
+            }
+            (tensor.words, tensor.dtype) = (true, "U32".to_owned());
+            self.by_name.insert(packed.to_owned(), tensor);
+        }
     }
 
     /// Adds `value` to the vectors whose names `which` picks.
@@ -199,6 +252,11 @@ impl Tensors {
     /// Says that a foreign way of quantising was translated.
     pub(crate) fn set_translated(&mut self) {
         self.translated = true;
+    }
+
+    /// Whether there are none, as where a graph is made from a configuration alone.
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
     }
 
     /// The names.
@@ -261,7 +319,8 @@ impl Tensors {
             }
             // As in mlx-lm, `true` is the setting of the top level.
             Some(Value::Bool(true)) => {
-                return quantization(path, &Value::Object(section.clone()), columns).map(Format::Quantized);
+                return quantization(path, &Value::Object(section.as_ref().clone()), columns)
+                    .map(Format::Quantized);
             }
             Some(value) => return Err(quantization_error(path, format!("{value} is no quantization"))),
             None => {}
@@ -297,7 +356,10 @@ impl Tensors {
 /// setting for all, as mlx-lm quantises; matrices that the groups do not fit stay as they are.
 pub(crate) fn format_alone(config: &ModelConfig, path: &str, columns: i32) -> Result<Format, LoadError> {
     let Some(section) = quantization_section(config, false)? else { return Ok(Format::Dense) };
-    let all = || Value::Object(section.clone());
+    if experts_only(config) && !path.contains(".experts.") {
+        return Ok(Format::Dense);
+    }
+    let all = || Value::Object(section.as_ref().clone());
     match section.get(path) {
         Some(Value::Bool(false)) => Ok(Format::Dense),
         Some(value @ Value::Object(_)) => quantization(path, value, columns).map(Format::Quantized),
@@ -322,21 +384,32 @@ fn quantization_error(path: &str, message: String) -> LoadError {
     LoadError::Quantization { path: path.to_owned(), message }
 }
 
+/// Whether the checkpoint is one as published in MXFP4, which has nothing but the experts in it.
+fn experts_only(config: &ModelConfig) -> bool {
+    let method = || config.get("quantization_config")?.get("quant_method");
+    config.get("quantization").is_none() && method().is_some_and(|m| m == "mxfp4")
+}
+
+/// A section on quantization: as it stands, or what another program's means.
+type Section<'a> = Cow<'a, serde_json::Map<String, Value>>;
+
 /// The `quantization` section of `config.json`. One of a foreign method is an error unless it was `translated`.
-fn quantization_section(
-    config: &ModelConfig,
-    translated: bool,
-) -> Result<Option<&serde_json::Map<String, Value>>, LoadError> {
+fn quantization_section(config: &ModelConfig, translated: bool) -> Result<Option<Section<'_>>, LoadError> {
     let section = config.get("quantization").or_else(|| config.get("quantization_config"));
     let Some(section) = section else { return Ok(None) };
     let object = section
         .as_object()
         .ok_or_else(|| quantization_error("config.json", "the section is not an object".to_owned()))?;
+    if experts_only(config) {
+        let mxfp4 = [("group_size", 32.into()), ("bits", 4.into()), ("mode", "mxfp4".into())];
+        let mxfp4 = mxfp4.map(|(key, value): (&str, Value)| (key.to_owned(), value));
+        return Ok(Some(Cow::Owned(mxfp4.into_iter().collect())));
+    }
     if let Some(method) = object.get("quant_method").filter(|_| !translated) {
         let message = format!("quant_method {method} is not supported: convert the model with mlx-lm first");
         return Err(quantization_error("config.json", message));
     }
-    Ok(Some(object))
+    Ok(Some(Cow::Borrowed(object)))
 }
 
 fn quantization(path: &str, value: &Value, columns: i32) -> Result<Quantization, LoadError> {
@@ -386,12 +459,17 @@ pub(crate) fn assemble(tensor: &Tensor, parts: &[Array]) -> zmlx_mlx::Result<Arr
         [one] => one.clone(),
         many => ops::stack(&many.iter().collect::<Vec<_>>(), 0)?,
     };
+    let whole = if tensor.words { whole.view(Dtype::Uint32)?.flatten(-2, -1)? } else { whole };
     let whole = match &tensor.transpose {
         Some(axes) => whole.transpose(axes)?.contiguous()?,
         None => whole,
     };
     let whole = match tensor.part {
-        Some(Part { axis, start, end, .. }) => whole.slice_axis(axis, start, end)?.contiguous()?,
+        Some(Part { axis, start, end, step: 1, .. }) => whole.slice_axis(axis, start, end)?.contiguous()?,
+        Some(Part { axis, start, end, step, .. }) => {
+            let places = ops::arange(start.into(), end.into(), step.into(), Dtype::Int32)?;
+            whole.take(&places, axis)?
+        }
         None => whole,
     };
     match tensor.offset {

@@ -12,7 +12,9 @@ use crate::tensors::{Tensors, format_alone};
 mod blocks;
 mod deepseek_v3;
 mod gated_delta;
+mod gemma3;
 mod glm4_moe_lite;
+mod gpt_oss;
 mod lfm2_moe;
 mod llama;
 mod mla;
@@ -39,7 +41,9 @@ const FAMILIES: &[Family] = &[
     deepseek_v3::V3,
     deepseek_v3::V32,
     deepseek_v3::KIMI,
+    gemma3::FAMILY,
     glm4_moe_lite::FAMILY,
+    gpt_oss::FAMILY,
     lfm2_moe::FAMILY,
     llama::FAMILY,
     qwen3_5::FAMILY,
@@ -92,7 +96,14 @@ pub(crate) fn draw(
     config: &ModelConfig,
     format_of: &FormatOf<'_>,
 ) -> Result<(Graph, Outline), LoadError> {
-    let mut builder = Builder::new(format_of);
+    finish(family, config, Builder::new(format_of))
+}
+
+fn finish(
+    family: &Family,
+    config: &ModelConfig,
+    mut builder: Builder<'_>,
+) -> Result<(Graph, Outline), LoadError> {
     let outline = (family.build)(config, &mut builder)?;
     Ok((builder.finish(outline.output), outline))
 }
@@ -127,7 +138,12 @@ fn write(
             Format::Dense
         }
     };
-    let (graph, outline) = draw(family, config, &format_of)?;
+    let stored = |name: &str| tensors.get(name).is_some();
+    let mut builder = Builder::new(&format_of);
+    if !tensors.is_empty() {
+        builder = builder.knowing(&stored);
+    }
+    let (graph, outline) = finish(family, config, builder)?;
     if let Some(error) = failure.take() {
         return Err(error);
     }

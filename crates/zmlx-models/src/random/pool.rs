@@ -49,7 +49,7 @@ enum Fill {
 pub(super) fn tensors(weight: &Weight) -> Vec<Tensor> {
     let fills = match (&weight.format, weight.shape.len(), weight.experts) {
         (Format::Quantized(q), ..) => vec![Fill::Words, Fill::Scales(q.bits), Fill::Biases(q.bits)],
-        (Format::Dense, ..) if weight.bare => vec![Fill::Zeros],
+        (Format::Dense, ..) if weight.bare || weight.offset != 0.0 => vec![Fill::Zeros],
         (Format::Dense, 1, _) => vec![Fill::Ones],
         (Format::Dense, 3, None) => vec![Fill::ConvKernel],
         (Format::Dense, ..) => vec![Fill::Weights],

@@ -24,9 +24,24 @@ pub const MODELS: &[PublishedModel] = &[
         config: deepseek_v32,
     },
     PublishedModel {
+        name: "gemma3_1b",
+        about: "google/gemma-3-1b-it: 1.0 B parameters, attention through a window in five layers of six, dense",
+        config: gemma3_1b,
+    },
+    PublishedModel {
         name: "glm4_7_flash",
         about: "zai-org/GLM-4.7-Flash: 29.9 B parameters, 3.6 B active, latent attention, 64 experts",
         config: glm4_7_flash,
+    },
+    PublishedModel {
+        name: "gpt_oss_20b",
+        about: "openai/gpt-oss-20b: 20.9 B parameters, 3.6 B active, every other layer through a window, 32 experts",
+        config: || gpt_oss(24, 32),
+    },
+    PublishedModel {
+        name: "gpt_oss_120b",
+        about: "openai/gpt-oss-120b: 116.8 B parameters, 5.1 B active, every other layer through a window, 128 experts",
+        config: || gpt_oss(36, 128),
     },
     PublishedModel {
         name: "kimi_k25",
@@ -216,6 +231,69 @@ fn lfm2_8b() -> Json {
         "eos_token_id": 7,
         "pad_token_id": 0,
         "dtype": "bfloat16",
+    })
+}
+
+fn gemma3_1b() -> Json {
+    json!({
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "vocab_size": 262_144,
+        "hidden_size": 1152,
+        "intermediate_size": 6912,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1_000_000,
+        "rope_local_base_freq": 10_000,
+        "rope_scaling": null,
+        "sliding_window": 512,
+        "sliding_window_pattern": 6,
+        "max_position_embeddings": 32_768,
+        "bos_token_id": 2,
+        "eos_token_id": [1, 106],
+        "pad_token_id": 0,
+        "torch_dtype": "bfloat16",
+    })
+}
+
+/// Both have the same shapes but for these two numbers.
+fn gpt_oss(layers: usize, experts: i32) -> Json {
+    let layer = |i: usize| if i.is_multiple_of(2) { "sliding_attention" } else { "full_attention" };
+    json!({
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        "vocab_size": 201_088,
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "num_hidden_layers": layers,
+        "layer_types": (0..layers).map(layer).collect::<Vec<_>>(),
+        "num_local_experts": experts,
+        "num_experts_per_tok": 4,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "sliding_window": 128,
+        "attention_bias": true,
+        "swiglu_limit": 7.0,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 150_000,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "original_max_position_embeddings": 4096,
+            "truncate": false,
+        },
+        "max_position_embeddings": 131_072,
+        "tie_word_embeddings": false,
+        "eos_token_id": 200_002,
+        "pad_token_id": 199_999,
+        "torch_dtype": "bfloat16",
     })
 }
 

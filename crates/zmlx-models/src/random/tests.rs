@@ -31,6 +31,10 @@ fn small(name: &str) -> Json {
             config[key] = json!(value);
         }
     }
+    // Where experts are as wide as `intermediate_size` says.
+    if config.get("num_local_experts").is_some() {
+        (config["num_local_experts"], config["intermediate_size"]) = (json!(4), json!(128));
+    }
     if let Some(types) = config.get_mut("layer_types").and_then(Json::as_array_mut) {
         types.truncate(3);
     }
@@ -76,10 +80,13 @@ fn published_sizes() {
     }
 }
 
-const PUBLISHED: [(&str, (u64, u64)); 9] = [
+const PUBLISHED: [(&str, (u64, u64)); 12] = [
     ("deepseek_v3", latent(&Latent { indexer: false, ..DEEPSEEK })),
     ("deepseek_v32", latent(&DEEPSEEK)),
+    ("gemma3_1b", gemma3_1b()),
     ("glm4_7_flash", latent(&GLM)),
+    ("gpt_oss_20b", gpt_oss(24, 32)),
+    ("gpt_oss_120b", gpt_oss(36, 128)),
     ("kimi_k25", latent(&KIMI)),
     ("lfm2_8b", lfm2_8b()),
     ("qwen3_30b", qwen3_30b()),
@@ -175,6 +182,22 @@ const fn gated_delta(v: u64, n: u64, experts: u64) -> (u64, u64) {
         (nets * heads, nets * (4 * channels + heads + 128) + attentions * 2 * 256 + n * 2 * h + h);
     let bytes = matrices * 9 / 16 + routers * 17 / 16 + decays * 4 + floats * 2;
     (matrices + routers + decays + floats, bytes)
+}
+
+const fn gemma3_1b() -> (u64, u64) {
+    let (h, v, n) = (1152, 262_144, 26);
+    let matrices = v * h + n * (2 * h * 1024 + 2 * h * 256 + 3 * h * 6912);
+    let floats = n * (4 * h + 2 * 256) + h;
+    (matrices + floats, matrices * 9 / 16 + floats * 2)
+}
+
+const fn gpt_oss(n: u64, experts: u64) -> (u64, u64) {
+    let (h, v, q, kv) = (2880, 201_088, 4096, 512);
+    let matrices = 2 * v * h + n * (2 * h * q + 2 * h * kv + experts * 3 * h * h);
+    let router = n * experts * h;
+    let biases = n * (q + 2 * kv + h + 64 + experts + experts * 3 * h);
+    let floats = biases + n * 2 * h + h;
+    (matrices + router + floats, matrices * 9 / 16 + router * 17 / 16 + floats * 2)
 }
 
 const fn qwen3_30b() -> (u64, u64) {
