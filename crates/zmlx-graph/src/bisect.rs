@@ -11,7 +11,7 @@ use crate::Wanted;
 use crate::error::{GraphError, Result};
 use crate::exec::{Done, Executor};
 use crate::fidelity::Fidelity;
-use crate::graph::Value;
+use crate::graph::{Graph, Value};
 
 /// The error of a fused op, where it was largest.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -22,7 +22,7 @@ pub struct OpError {
     pub path: String,
     /// The pattern that made it.
     pub pattern: String,
-    /// What the pattern promises.
+    /// What the pattern promises; of an op that reads a cache, also the one that keeps it.
     pub class: Fidelity,
     /// Which of its outputs.
     pub output: usize,
@@ -77,11 +77,11 @@ pub fn bisect(reference: &Executor, engine: &Executor, calls: &[Array]) -> Resul
             node,
             path: n.path.clone(),
             pattern: fused.pattern.to_owned(),
-            class: fused.class,
+            class: class_of(graph, node),
             output: 0,
             call: 0,
             error: 0.0,
-            bound: bound(fused.class),
+            bound: bound(class_of(graph, node)),
         })
         .collect();
     let (mut stock_state, mut own_state) = (reference.new_state(), engine.new_state());
@@ -119,6 +119,15 @@ pub fn bisect(reference: &Executor, engine: &Executor, calls: &[Array]) -> Resul
         })?;
     }
     Ok(errors)
+}
+
+/// What a fused node promises: what its pattern does, or, if it reads a cache that is held in fewer bits, what the op that
+/// keeps the cache does.
+fn class_of(graph: &Graph, node: usize) -> Fidelity {
+    let node = &graph.nodes[node];
+    let keeper = |v: &Value| graph.nodes[v.node].op.fused().filter(|f| f.body.held_in(v.output).is_some());
+    let all = node.op.fused().into_iter().chain(node.inputs.iter().filter_map(keeper));
+    all.map(|fused| fused.class).max().unwrap_or(Fidelity::BitExact)
 }
 
 /// The error of each output of a node. An output of whole numbers is a choice of experts: its order says nothing, and the
