@@ -1,9 +1,12 @@
 //! Products of rows of floats.
 
-#[cfg(target_arch = "x86_64")]
-use super::avx2;
-use super::product::{Scratch, Tokens, has_avx2, stored};
+use super::product::{Scratch, Tokens};
 use super::{Data, Matrix, Rows, decode, portable};
+#[cfg(target_arch = "x86_64")]
+use super::{
+    avx2,
+    product::{has_avx2, stored},
+};
 
 /// `n` rows from `first` (counted through all experts) on, in f32.
 #[allow(clippy::too_many_arguments)]
@@ -22,6 +25,7 @@ pub(crate) fn product(
     let input = |t: usize| &x.floats[tokens.row(t) * columns..][..columns];
     for i in 0..n {
         let r = first + i;
+        #[cfg(target_arch = "x86_64")]
         if let (Data::Dense { elements, float }, 1, true) = (data, tokens.len(), has_avx2()) {
             let bytes = columns * float.bytes();
             let from = &elements[r * bytes..][..bytes];
@@ -42,19 +46,17 @@ pub(crate) fn product(
     }
 }
 
-/// One stored row times one row of activations.
+/// One stored row times one row of activations, where AVX2 is there.
+#[cfg(target_arch = "x86_64")]
 fn one(row: &[u8], format: super::ScaleFormat, x: &[f32]) -> f32 {
-    #[cfg(target_arch = "x86_64")]
     // SAFETY: called with AVX2 only; the row is as long as the activations, and 64 bytes after it may be read.
-    return unsafe {
+    unsafe {
         match format {
             super::ScaleFormat::Bf16 => avx2::dot_stored::<{ avx2::BF16 }>(row.as_ptr(), x),
             super::ScaleFormat::F16 => avx2::dot_stored::<{ avx2::F16 }>(row.as_ptr(), x),
             _ => avx2::dot_stored::<{ avx2::F32 }>(row.as_ptr(), x),
         }
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    unreachable!("{} bytes as {format:?} times {} activations", row.len(), x.len())
+    }
 }
 
 /// `sum(a * b)`.

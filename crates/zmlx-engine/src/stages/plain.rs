@@ -1,5 +1,7 @@
 //! Stages without a product.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use super::Norm;
@@ -9,6 +11,36 @@ use crate::vector;
 
 /// Rows a chunk.
 const ROWS: usize = 8;
+
+/// How many chunks a call's rows make.
+fn chunks(frame: &Frame<'_>) -> usize {
+    frame.rows().div_ceil(ROWS)
+}
+
+/// The rows of a chunk.
+fn rows(frame: &Frame<'_>, chunk: usize) -> Range<usize> {
+    chunk * ROWS..((chunk + 1) * ROWS).min(frame.rows())
+}
+
+/// Writes `f` of each row of `x` in a chunk to `out`, which may be the same buffer; `f` writes into room of the row's width.
+fn map_rows(
+    frame: &Frame<'_>,
+    chunk: usize,
+    [x, out]: [Buffer; 2],
+    width: usize,
+    room: &mut Vec<f32>,
+    mut f: impl FnMut(&[f32], &mut [f32]),
+) {
+    room.resize(width, 0.0);
+    for t in rows(frame, chunk) {
+        let range = t * width..(t + 1) * width;
+        // SAFETY: an earlier stage wrote `x`; this row of the result is this chunk's, and is written after `x` is read.
+        unsafe {
+            f(frame.buffer(x).get(range.clone()), room);
+            frame.buffer(out).get_mut(range).copy_from_slice(room);
+        }
+    }
+}
 
 /// Rows of a matrix, one a token.
 #[derive(Debug)]
@@ -29,12 +61,12 @@ impl Stage for Embed {
     }
 
     fn chunks(&self, frame: &Frame<'_>) -> usize {
-        frame.rows().div_ceil(ROWS)
+        chunks(frame)
     }
 
     fn work(&self, frame: &Frame<'_>, _: &mut Local, chunk: usize, _: bool) {
         let width = self.matrix.columns();
-        for t in chunk * ROWS..((chunk + 1) * ROWS).min(frame.rows()) {
+        for t in rows(frame, chunk) {
             // SAFETY: this row of the result is this chunk's.
             let out = unsafe { frame.buffer(self.out).get_mut(t * width..(t + 1) * width) };
             // Ids beyond the vocabulary are refused before a run; the last row stands in rather than a panic.
@@ -69,11 +101,12 @@ impl Stage for Add {
     }
 
     fn chunks(&self, frame: &Frame<'_>) -> usize {
-        frame.rows().div_ceil(ROWS)
+        chunks(frame)
     }
 
     fn work(&self, frame: &Frame<'_>, local: &mut Local, chunk: usize, _: bool) {
-        let range = chunk * ROWS * self.width..((chunk + 1) * ROWS).min(frame.rows()) * self.width;
+        let rows = rows(frame, chunk);
+        let range = rows.start * self.width..rows.end * self.width;
         // SAFETY: earlier stages wrote the operands; this range of the result is this chunk's, and is written after they
         // are read.
         unsafe {
@@ -104,24 +137,13 @@ impl Stage for RmsNorm {
     }
 
     fn chunks(&self, frame: &Frame<'_>) -> usize {
-        frame.rows().div_ceil(ROWS)
+        chunks(frame)
     }
 
     fn work(&self, frame: &Frame<'_>, local: &mut Local, chunk: usize, _: bool) {
-        for t in chunk * ROWS..((chunk + 1) * ROWS).min(frame.rows()) {
-            let range = t * self.width..(t + 1) * self.width;
-            local.a.resize(self.width, 0.0);
-            // SAFETY: as in `Add`.
-            unsafe {
-                vector::rms_norm(
-                    frame.buffer(self.x).get(range.clone()),
-                    self.norm.weight.as_deref(),
-                    self.norm.eps,
-                    &mut local.a,
-                );
-                frame.buffer(self.out).get_mut(range).copy_from_slice(&local.a);
-            }
-        }
+        map_rows(frame, chunk, [self.x, self.out], self.width, &mut local.a, |x, out| {
+            vector::rms_norm(x, self.norm.weight.as_deref(), self.norm.eps, out);
+        });
     }
 }
 
@@ -148,20 +170,13 @@ impl Stage for LayerNorm {
     }
 
     fn chunks(&self, frame: &Frame<'_>) -> usize {
-        frame.rows().div_ceil(ROWS)
+        chunks(frame)
     }
 
     fn work(&self, frame: &Frame<'_>, local: &mut Local, chunk: usize, _: bool) {
-        for t in chunk * ROWS..((chunk + 1) * ROWS).min(frame.rows()) {
-            let range = t * self.width..(t + 1) * self.width;
-            local.a.resize(self.width, 0.0);
-            // SAFETY: as in `Add`.
-            unsafe {
-                let x = frame.buffer(self.x).get(range.clone());
-                vector::layer_norm(x, self.weight.as_deref(), self.bias.as_deref(), self.eps, &mut local.a);
-                frame.buffer(self.out).get_mut(range).copy_from_slice(&local.a);
-            }
-        }
+        map_rows(frame, chunk, [self.x, self.out], self.width, &mut local.a, |x, out| {
+            vector::layer_norm(x, self.weight.as_deref(), self.bias.as_deref(), self.eps, out);
+        });
     }
 }
 
@@ -182,19 +197,14 @@ impl Stage for Softmax {
     }
 
     fn chunks(&self, frame: &Frame<'_>) -> usize {
-        frame.rows().div_ceil(ROWS)
+        chunks(frame)
     }
 
     fn work(&self, frame: &Frame<'_>, local: &mut Local, chunk: usize, _: bool) {
-        for t in chunk * ROWS..((chunk + 1) * ROWS).min(frame.rows()) {
-            let range = t * self.width..(t + 1) * self.width;
-            local.b.clear();
-            // SAFETY: as in `Add`.
-            unsafe {
-                local.b.extend_from_slice(frame.buffer(self.x).get(range.clone()));
-                vector::softmax(&mut local.b, &mut local.a);
-                frame.buffer(self.out).get_mut(range).copy_from_slice(&local.b);
-            }
-        }
+        let Local { a, b, .. } = local;
+        map_rows(frame, chunk, [self.x, self.out], self.width, b, |x, out| {
+            out.copy_from_slice(x);
+            vector::softmax(out, a);
+        });
     }
 }
