@@ -4,7 +4,7 @@ use zmlx_graph::{Fidelity, Wanted, patterns};
 use zmlx_mlx::Array;
 
 use super::cases::{Draft, cases, draft, formats, grouped, route, router};
-use super::compare::{Both, Case, Kind, bound, close, report, rewritten, same_choice};
+use super::compare::{Both, Case, Kind, bound, close, close_but_for, report, rewritten, same_choice};
 use super::setup::{HUGE, NOT_A_NUMBER, OUTLIERS, Storage, TINY, Tensors, ZEROS};
 
 fn some() -> impl Iterator<Item = Storage> {
@@ -219,14 +219,16 @@ fn two_layers_of_everything_agree() {
     let all = |class| patterns::ALL.iter().filter(move |p| p.class <= class).map(|p| p.name).collect();
     let (strict, every): (Vec<&str>, Vec<&str>) = (all(Fidelity::TokenIdentical), all(Fidelity::Bounded));
     assert!(every.len() > strict.len());
-    for (names, bound) in [(strict, (5e-4, 2e-3)), (every, bound(Fidelity::Bounded))] {
+    for (names, bound, others) in [(strict, (5e-4, 2e-3), 0), (every, bound(Fidelity::Bounded), 4)] {
         for storage in some() {
-            layers(&storage, &names, bound);
+            layers(&storage, &names, bound, others);
         }
     }
 }
 
-fn layers(storage: &Storage, names: &[&str], bound: (f64, f64)) {
+/// `others`: how many rows of a sequence a router's near-tie may have changed: one in the first layer, and in the second those
+/// that have it in their window of 4.
+fn layers(storage: &Storage, names: &[&str], bound: (f64, f64), others: usize) {
     let case = draft("layers", storage, 1, &[], |d| {
         for _ in 0..2 {
             d.x = super::cases::layer(d);
@@ -246,7 +248,8 @@ fn layers(storage: &Storage, names: &[&str], bound: (f64, f64)) {
         for length in [1usize, 4, 1, 70, 1] {
             let ids: Vec<u32> = (0..batch as usize * length).map(|i| (i * 7 % 40) as u32).collect();
             let (expected, found) = both.call(batch, &ids);
-            close(&format!("layers, {}, {length} tokens", storage.label), &expected, &found, bound);
+            let label = format!("layers, {}, {length} tokens", storage.label);
+            close_but_for(others * batch as usize, &label, &expected, &found, bound);
         }
     }
 }

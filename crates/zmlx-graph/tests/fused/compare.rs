@@ -142,7 +142,18 @@ pub fn floats(a: &Array) -> Vec<f32> {
 }
 
 /// Whether two outputs agree row by row; NaN must be where NaN is. Gives how many rows.
-pub fn close(label: &str, expected: &Array, found: &Array, (mean, most): (f64, f64)) -> usize {
+pub fn close(label: &str, expected: &Array, found: &Array, bound: (f64, f64)) -> usize {
+    close_but_for(0, label, expected, found, bound)
+}
+
+/// [`close`], where that many rows may be further off: a bounded error may tip a router's near-tie, and other experts answer.
+pub fn close_but_for(
+    mut others: usize,
+    label: &str,
+    expected: &Array,
+    found: &Array,
+    (mean, most): (f64, f64),
+) -> usize {
     assert_eq!(expected.shape(), found.shape(), "{label}");
     let width = *expected.shape().last().unwrap() as usize;
     let (expected, found) = (floats(expected), floats(found));
@@ -158,6 +169,10 @@ pub fn close(label: &str, expected: &Array, found: &Array, (mean, most): (f64, f
         let error = (errors().map(square).sum::<f64>() / width as f64).sqrt();
         let worst = errors().fold(0.0, |m: f64, v| if v.is_nan() { f64::NAN } else { m.max(v) });
         let fine = error <= mean * rms && worst <= most * rms;
+        if !fine && others > 0 && worst.is_finite() {
+            others -= 1;
+            continue;
+        }
         assert!(
             fine,
             "{label}, row {row}: error {:e}, worst {:e} of {rms:e}; {mean:e} and {most:e} allowed\n{:?}\n{:?}",
@@ -170,7 +185,11 @@ pub fn close(label: &str, expected: &Array, found: &Array, (mean, most): (f64, f
     expected.len() / width
 }
 
-/// Whether the same experts are chosen, with the same weights.
+/// Largest difference of two weights, relative to the expected one.
+const WEIGHTS_DIFFER: f32 = 1e-4;
+
+/// Whether the same experts are chosen, with the same weights. Where the least of the chosen ones is another, its weight
+/// must be the same: then the two are tied but for rounding.
 pub fn same_choice(label: &str, indices: &(Array, Array), weights: &(Array, Array)) -> usize {
     assert_eq!(indices.0.shape(), indices.1.shape(), "{label}");
     let k = *indices.0.shape().last().unwrap() as usize;
@@ -186,11 +205,22 @@ pub fn same_choice(label: &str, indices: &(Array, Array), weights: &(Array, Arra
     };
     let (expected, found) = (pairs(&indices.0, &weights.0), pairs(&indices.1, &weights.1));
     for (row, (e, f)) in expected.iter().zip(&found).enumerate() {
-        let experts = |p: &[(u32, f32)]| p.iter().map(|p| p.0).collect::<Vec<_>>();
-        assert_eq!(experts(e), experts(f), "{label}, row {row}: {e:?} and {f:?}");
-        for (e, f) in e.iter().zip(f) {
-            let fine = (e.1 - f.1).abs() <= 1e-4 * e.1.abs() + 1e-12 || e.1.is_nan() && f.1.is_nan();
-            assert!(fine, "{label}, row {row}: {e:?} and {f:?}");
+        let least = |p: &[(u32, f32)]| p.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
+        let only = |a: &[(u32, f32)], b: &[(u32, f32)]| -> Vec<(u32, f32)> {
+            a.iter().filter(|p| b.iter().all(|q| q.0 != p.0)).copied().collect()
+        };
+        let alike =
+            |a: f32, b: f32| (a - b).abs() <= WEIGHTS_DIFFER * a.abs() + 1e-12 || a.is_nan() && b.is_nan();
+        match (only(e, f).as_slice(), only(f, e).as_slice()) {
+            ([], []) => {}
+            ([a], [b]) => {
+                let tied = least(e) == Some(*a) && least(f) == Some(*b) && alike(a.1, b.1);
+                assert!(tied, "{label}, row {row}: {e:?} and {f:?}");
+            }
+            _ => panic!("{label}, row {row}: {e:?} and {f:?}"),
+        }
+        for (e, f) in e.iter().filter_map(|e| Some((e, f.iter().find(|f| f.0 == e.0)?))) {
+            assert!(alike(e.1, f.1), "{label}, row {row}: {e:?} and {f:?}");
         }
     }
     expected.len()
