@@ -5,15 +5,53 @@ use std::sync::Arc;
 use zmlx_graph::ops::*;
 use zmlx_graph::state::SlotKind;
 use zmlx_graph::weights::Format;
-use zmlx_graph::{Builder, Executor, GraphError, Sizes, Value};
+use zmlx_graph::{Builder, Executor, Graph, GraphError, Sizes, Value};
 use zmlx_mlx::{Array, Dtype, Result};
 
 mod support;
-use support::{WIDTH, everything, tensor};
+use support::{WIDTH, everything, quantized, tensor};
 
 #[test]
 fn every_value_has_the_shape_and_dtype_that_was_inferred() -> Result<()> {
     let (whole, nodes) = everything();
+    check_types(&whole, nodes)?;
+    let (whole, nodes) = latent_attention();
+    check_types(&whole, nodes)
+}
+
+/// Latent attention, dense and sparse. No call sees as many positions as are chosen: then there are fewer.
+fn latent_attention() -> (Graph, usize) {
+    let mut b = Builder::new(&quantized);
+    let ids = b.tokens();
+    let x = b.embedding("embed", ids, 64, WIDTH);
+    let heads_first = |b: &mut Builder<'_>, path: &str, heads: i32, width: i32| {
+        let x = b.linear(path, x, heads * width, WIDTH);
+        let x = b.node(path, SplitHeads { heads }, &[x]);
+        b.node(path, Transpose(vec![0, 2, 1, 3]), &[x])
+    };
+    let (heads, latent, nope, value) = (3, 64, 32, 16);
+    let [q, q_pe] = [("q", nope), ("q_pe", 8)].map(|(path, width)| heads_first(&mut b, path, heads, width));
+    let [c, k_pe] = [("c", latent), ("k_pe", 8)].map(|(path, width)| heads_first(&mut b, path, 1, width));
+    let slot = b.slot("mla", SlotKind::KvCache);
+    let [c, k_pe] = b.node_n("mla", KvAppend { slot }, &[c, k_pe]);
+    let embed = b.matrices("embed_q", [heads, latent, nope]);
+    let unembed = b.matrices("unembed_out", [heads, value, latent]);
+    let attention = MlaAttention { embed, unembed, scale: 0.2 };
+    let dense = b.node("mla", attention, &[q, q_pe, c, k_pe]);
+    let (index_q, index_k) = (heads_first(&mut b, "iq", 2, 24), heads_first(&mut b, "ik", 1, 24));
+    let [column, _] = b.node_n("index", SplitAt { at: vec![1] }, &[index_k]);
+    let slot = b.slot("index", SlotKind::KvCache);
+    let [keys, _] = b.node_n("index", KvAppend { slot }, &[index_k, column]);
+    let weights = b.linear("weights", x, 2, WIDTH);
+    let positions = b.node("index", TopPositions { k: 50 }, &[index_q, keys, weights]);
+    let sparse = b.node("mla", SparseMlaAttention(attention), &[q, q_pe, c, k_pe, positions]);
+    let out = b.add("out", dense, sparse);
+    let last = out.to_string()[1..].parse().unwrap();
+    (b.finish(out), last)
+}
+
+/// Runs the graph up to each of its values, and compares.
+fn check_types(whole: &Graph, nodes: usize) -> Result<()> {
     let types = whole.infer().unwrap();
     // Few expert rows: the sorted form of a long call has another shape, which is documented.
     for (batch, lengths) in [(1, [1, 2, 5]), (2, [3, 1, 1])] {
@@ -154,6 +192,22 @@ fn what_does_not_fit_is_said_with_place_found_and_expected() {
                 b.node("w", ExpertLinear { weight, bias: None }, &[x, indices])
             },
             &["w: expert_linear: input 0 is [B, L, 32]", "rows [..., 1, 16]"],
+        ),
+        (
+            |b, x| {
+                let q = b.node("a", SplitHeads { heads: 4 }, &[x]);
+                let q = b.node("a", Transpose(vec![0, 2, 1, 3]), &[q]);
+                b.node("a", TopPositions { k: 4 }, &[q, q, x])
+            },
+            &["top_positions: input 1 is [B, 4, L, 8]", "[B, 1, S, 8]"],
+        ),
+        (
+            |b, x| {
+                let k = b.node("a", SplitHeads { heads: 1 }, &[x]);
+                let k = b.node("a", Transpose(vec![0, 2, 1, 3]), &[k]);
+                b.node("a", TopPositions { k: 0 }, &[k, k, x])
+            },
+            &["top_positions", "k=0"],
         ),
         (|b, x| b.node("a", ExpertUnsort, &[x, x, x]), &["expert_unsort", "one for each index"]),
         (|b, x| b.node("a", ExpertSort, &[x, x]), &["expert_sort: input 1", "[B, L, k] of integers"]),

@@ -395,8 +395,9 @@ type Section<'a> = Cow<'a, serde_json::Map<String, Value>>;
 
 /// The `quantization` section of `config.json`. One of a foreign method is an error unless it was `translated`.
 fn quantization_section(config: &ModelConfig, translated: bool) -> Result<Option<Section<'_>>, LoadError> {
-    let section = config.get("quantization").or_else(|| config.get("quantization_config"));
-    let Some(section) = section else { return Ok(None) };
+    let of_text = || config.get("text_config").and_then(|text| text.get("quantization_config"));
+    let section = config.get("quantization").or_else(|| config.get("quantization_config")).or_else(of_text);
+    let Some(section) = section.filter(|section| !section.is_null()) else { return Ok(None) };
     let object = section
         .as_object()
         .ok_or_else(|| quantization_error("config.json", "the section is not an object".to_owned()))?;

@@ -115,7 +115,8 @@ fn each_folder_has_a_line() {
     let found = models(&committed());
     let mut found: Vec<&str> = found.iter().map(|d| d.file_name().unwrap().to_str().unwrap()).collect();
     let mut listed = FOLDERS.to_vec();
-    (found.sort_unstable(), listed.sort_unstable());
+    found.sort_unstable();
+    listed.sort_unstable();
     assert_eq!(found, listed);
 }
 

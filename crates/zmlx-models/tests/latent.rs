@@ -1,4 +1,5 @@
-//! Configurations and checkpoints of families with latent attention that cannot be: each gets one clear error.
+//! Families with latent attention: published wrappings of them, and configurations and checkpoints that cannot be, each of
+//! which gets one clear error. Tokens and logits: `oracle.rs`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 use zmlx_mlx::{Array, Dtype, io};
-use zmlx_models::{LoadOptions, Model};
+use zmlx_models::{LoadOptions, Model, PatchOptions, inspect};
 
 /// A copy of an oracle folder, to be changed.
 fn copy(name: &str) -> tempfile::TempDir {
@@ -52,7 +53,7 @@ fn configurations_that_cannot_be() {
         (glm, |c| c["topk_group"] = json!(2), &["topk_group", "2 of 1 groups"]),
         (glm, |c| c["moe_layer_freq"] = json!(0), &["moe_layer_freq", "from 1"]),
         (glm, |c| c["qk_rope_head_dim"] = json!(63), &["qk_rope_head_dim", "even"]),
-        (glm, |c| c["qk_nope_head_dim"] = json!(128), &["expected shape"]),
+        (glm, |c| c["qk_nope_head_dim"] = json!(128), &["embed_q", "3 groups", "128 columns"]),
         (glm, |c| c["v_head_dim"] = json!(128), &["expected shape"]),
         (glm, |c| c["qk_head_dim"] = json!(200), &["qk_head_dim", "200", "256 together"]),
         (
@@ -154,4 +155,34 @@ fn published_layouts_that_are_damaged() {
         io::save_safetensors(&path, &tensors, &BTreeMap::new()).unwrap();
         expect(dir.path(), words);
     }
+}
+
+/// Kimi-K2.5 as it is published: DeepSeek-V3 with packed experts under another prefix, beside what sees images.
+#[test]
+fn the_text_part_of_a_model_that_sees_is_the_model() {
+    let (plain, wrapped) = (copy("deepseek_v3-int4"), copy("deepseek_v3-int4"));
+    let path = wrapped.path().join("model.safetensors");
+    let tensors = io::load_safetensors(&path).unwrap();
+    let mut renamed: BTreeMap<String, Array> =
+        tensors.into_iter().map(|(name, array)| (format!("language_model.{name}"), array)).collect();
+    for name in ["vision_tower.patch_embed.proj.weight", "mm_projector.linear_1.weight"] {
+        renamed.insert(name.to_owned(), zmlx_mlx::ops::zeros(&[4, 4], Dtype::Bfloat16).unwrap());
+    }
+    io::save_safetensors(&path, &renamed, &BTreeMap::new()).unwrap();
+    let path = wrapped.path().join("config.json");
+    let mut text: Json = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    text["model_type"] = json!("kimi_k2");
+    fs::write(path, json!({ "model_type": "kimi_k25", "text_config": text }).to_string()).unwrap();
+
+    let ids = [5, 17, 99, 3, 3, 64];
+    let logits = |dir: &Path, patch: Option<PatchOptions>| {
+        let model = Model::load(dir, &LoadOptions { patch, ..LoadOptions::default() }, &mut |_| {}).unwrap();
+        model.run(&ids, &mut model.new_state()).unwrap().to_vec::<f32>().unwrap()
+    };
+    for patch in [None, Some(PatchOptions { environment: false, ..PatchOptions::default() })] {
+        assert_eq!(logits(plain.path(), patch.clone()), logits(wrapped.path(), patch));
+    }
+    let [a, b] = [&plain, &wrapped].map(|dir| inspect(dir.path()).unwrap());
+    assert_eq!((a.parameters_total, a.bytes_per_token), (b.parameters_total, b.bytes_per_token));
+    assert_eq!(b.family, "kimi_k25");
 }
