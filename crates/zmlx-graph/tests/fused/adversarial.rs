@@ -219,15 +219,15 @@ fn two_layers_of_everything_agree() {
     let all = |class| patterns::ALL.iter().filter(move |p| p.class <= class).map(|p| p.name).collect();
     let (strict, every): (Vec<&str>, Vec<&str>) = (all(Fidelity::TokenIdentical), all(Fidelity::Bounded));
     assert!(every.len() > strict.len());
-    for (names, bound, others) in [(strict, (5e-4, 2e-3), 0), (every, bound(Fidelity::Bounded), 4)] {
+    for (names, bound, others) in [(strict, (5e-4, 2e-3), 0), (every, bound(Fidelity::Bounded), 8)] {
         for storage in some() {
             layers(&storage, &names, bound, others);
         }
     }
 }
 
-/// `others`: how many rows of a sequence a router's near-tie may have changed: one in the first layer, and in the second those
-/// that have it in their window of 4.
+/// `others`: how many rows of a sequence a router's near-tie may have changed: one in the first layer, and after it those
+/// that it reaches through a convolution and a window of 4.
 fn layers(storage: &Storage, names: &[&str], bound: (f64, f64), others: usize) {
     let case = draft("layers", storage, 1, &[], |d| {
         for _ in 0..2 {
