@@ -165,7 +165,7 @@ fn configurations_that_cannot_be() {
             &["linear_num_value_heads", "2 value heads", "4 key"],
         ),
         (NEXT, |c| c["linear_conv_kernel_dim"] = json!(1), &["linear_conv_kernel_dim", "2 or more"]),
-        (NEXT, |c| c["linear_key_head_dim"] = json!(16_777_216), &["too many"]),
+        (NEXT, |c| c["linear_key_head_dim"] = json!(16_777_216), &["in_proj_qkvz", "expected shape"]),
         (NEXT, |c| c["partial_rotary_factor"] = json!(0.001), &["partial_rotary_factor", "even"]),
         (NEXT, |c| c["partial_rotary_factor"] = json!(1.5), &["partial_rotary_factor", "from 2 to 256"]),
         (NEXT, |c| c["rope_scaling"] = json!({ "rope_type": "yarn" }), &["rope_scaling.factor", "missing"]),
