@@ -41,23 +41,31 @@ macro_rules! folders {
 }
 
 folders! {
+    deepseek_v32_q4: "deepseek_v32-q4", Whole;
     deepseek_v3_fp8: "deepseek_v3-fp8", Whole;
     deepseek_v3_int4: "deepseek_v3-int4", Whole;
     deepseek_v3_q4: "deepseek_v3-q4", Whole;
     deepseek_v3_q4_whole_kv_b: "deepseek_v3-q4-whole-kv_b", Whole;
-    deepseek_v32_q4: "deepseek_v32-q4", Whole;
     gemma3_q4: "gemma3-q4", Whole;
     gemma3_text_q4: "gemma3_text-q4", Whole;
     glm4_moe_lite_q4: "glm4_moe_lite-q4", Whole;
+    glm4_moe_q4: "glm4_moe-q4", Whole;
     gpt_oss_mxfp4: "gpt_oss-mxfp4", Whole;
     gpt_oss_mxfp4_q8: "gpt_oss-mxfp4-q8", Whole;
     gpt_oss_q4: "gpt_oss-q4", Whole;
     kimi_k25_q4: "kimi_k25-q4", Whole;
     lfm2_moe_q4: "lfm2_moe-q4", Whole;
+    lfm2_q4: "lfm2-q4", Whole;
     llama_bf16: "llama-bf16", Whole;
     llama_q4: "llama-q4", Whole;
-    qwen3_5_q4: "qwen3_5-q4", Whole;
+    mistral3_q4: "mistral3-q4", Whole;
+    mistral_q4: "mistral-q4", Whole;
+    mixtral_q4: "mixtral-q4", Whole;
+    olmoe_q4: "olmoe-q4", Whole;
+    phi3_q4: "phi3-q4", Whole;
+    qwen2_q4: "qwen2-q4", Whole;
     qwen3_5_moe_q4: "qwen3_5_moe-q4", Whole;
+    qwen3_5_q4: "qwen3_5-q4", Whole;
     qwen3_moe_mxfp4: "qwen3_moe-mxfp4-all", Whole;
     qwen3_moe_mxfp8: "qwen3_moe-mxfp8-all", Whole;
     qwen3_moe_nvfp4: "qwen3_moe-nvfp4-all", Whole;
@@ -65,6 +73,7 @@ folders! {
     qwen3_moe_q4: "qwen3_moe-q4", Whole;
     qwen3_moe_q8: "qwen3_moe-q8", Whole;
     qwen3_next_q4: "qwen3_next-q4", Whole;
+    qwen3_q4: "qwen3-q4", Whole;
 }
 
 /// Logits of stock against mlx-lm's, and of any form against itself with the prompt cut otherwise.

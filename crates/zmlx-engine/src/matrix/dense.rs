@@ -8,7 +8,7 @@ use super::{
     product::{has_avx2, stored},
 };
 
-/// `n` rows from `first` (counted through all experts) on, in f32.
+/// `n` rows from `first` (counted through all that are stored) on, in f32.
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn product(
     m: &Matrix,
@@ -38,7 +38,7 @@ pub(crate) fn product(
                 let bytes = columns * float.bytes();
                 decode::floats(&elements[r * bytes..][..bytes], *float, &mut scratch.floats);
             }
-            Data::Quantized { .. } => m.row(r / m.rows(), r % m.rows(), &mut scratch.floats),
+            Data::Quantized { .. } => m.stored_row(r, &mut scratch.floats),
         }
         for t in 0..tokens.len() {
             out[t * stride + i] = dot_f32(&scratch.floats, input(t));

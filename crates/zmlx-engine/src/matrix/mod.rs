@@ -129,6 +129,8 @@ impl Data {
 #[derive(Debug, Clone)]
 pub struct Matrix {
     data: Stored,
+    /// The stored row that is its first.
+    first: usize,
     experts: usize,
     rows: usize,
     columns: usize,
@@ -170,7 +172,7 @@ impl Matrix {
     /// [`MatrixError`], for parts of the wrong size and for settings that have no product here.
     pub fn new(data: Data, experts: usize, rows: usize, columns: usize) -> Result<Self, MatrixError> {
         check(&data, experts, rows, columns)?;
-        Ok(Self { data: Stored::Rows(data), experts, rows, columns })
+        Ok(Self { data: Stored::Rows(data), first: 0, experts, rows, columns })
     }
 
     /// Copies a matrix into the order that products read fastest on this processor, on all threads.
@@ -198,7 +200,7 @@ impl Matrix {
         {
             let panels =
                 panel::Panels::new((codes, scales, biases), experts * rows, columns, *group, *scale)?;
-            return Ok(Self { data: Stored::Panels(panels), experts, rows, columns });
+            return Ok(Self { data: Stored::Panels(panels), first: 0, experts, rows, columns });
         }
         let data = match data {
             Data::Dense { elements, float } => {
@@ -213,7 +215,16 @@ impl Matrix {
                 group: *group,
             },
         };
-        Ok(Self { data: Stored::Rows(data), experts, rows, columns })
+        Ok(Self { data: Stored::Rows(data), first: 0, experts, rows, columns })
+    }
+
+    /// Some rows of a plain matrix as a matrix of their own, which shares its bytes; `None` if it is a stack, has no such
+    /// rows, or its products cannot begin or end there (see [`Self::granule`]).
+    pub fn part(&self, rows: std::ops::Range<usize>) -> Option<Self> {
+        let granule = self.granule();
+        let fits = rows.start < rows.end && rows.end <= self.rows && self.experts == 1;
+        let whole = rows.start.is_multiple_of(granule) && rows.end.is_multiple_of(granule);
+        (fits && whole).then(|| Self { first: self.first + rows.start, rows: rows.len(), ..self.clone() })
     }
 
     /// Number of stacked matrices.

@@ -96,7 +96,7 @@ impl Matrix {
             return;
         }
         assert!((tokens.len() - 1) * stride + rows.len() <= out.len(), "room for the product");
-        let (first, n) = (expert * self.rows + rows.start, rows.len());
+        let (first, n) = (self.first + expert * self.rows + rows.start, rows.len());
         let data = match &self.data {
             #[cfg(target_arch = "x86_64")]
             Stored::Panels(panels) => {
@@ -312,7 +312,11 @@ impl Matrix {
 
     /// One row of one matrix, as floats: `out` has `columns` elements.
     pub fn row(&self, expert: usize, row: usize, out: &mut [f32]) {
-        let r = expert * self.rows + row;
+        self.stored_row(self.first + expert * self.rows + row, out);
+    }
+
+    /// Row `r` of all that are stored, as floats.
+    pub(super) fn stored_row(&self, r: usize, out: &mut [f32]) {
         match &self.data {
             Stored::Rows(Data::Dense { elements, float }) => {
                 let bytes = self.columns * float.bytes();

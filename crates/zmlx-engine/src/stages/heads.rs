@@ -72,6 +72,91 @@ impl Rope {
     }
 }
 
+/// Growth of queries with the stretch of the context that they stand in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Growth {
+    /// How fast.
+    pub beta: f32,
+    /// Positions below which nothing changes.
+    pub original_context: f32,
+}
+
+impl Growth {
+    /// `1 + beta * ln(1 + floor(position / original_context))`
+    fn factor(self, position: usize) -> f32 {
+        1.0 + self.beta * (1.0 + (position as f32 / self.original_context).floor()).ln()
+    }
+}
+
+/// What a head goes through on its way to its place.
+#[derive(Debug, Clone, Default)]
+pub struct Finish {
+    /// Norm over the head.
+    pub norm: Option<Norm>,
+    /// Whether it is turned.
+    pub rope: Option<Arc<Rope>>,
+    /// Whether it grows after that.
+    pub growth: Option<Growth>,
+}
+
+impl Finish {
+    fn apply(&self, position: usize, head: &mut [f32], room: &mut Vec<f32>) {
+        if let Some(norm) = &self.norm {
+            room.clear();
+            room.extend_from_slice(head);
+            vector::rms_norm(room, norm.weight.as_deref(), norm.eps, head);
+        }
+        if let Some(rope) = &self.rope {
+            rope.turn(position, head);
+        }
+        if let Some(growth) = self.growth {
+            let factor = growth.factor(position);
+            head.iter_mut().for_each(|x| *x *= factor);
+        }
+    }
+}
+
+/// Which of queries, keys and values head `chunk` of all belongs to, and its number there.
+fn kind_of(mut chunk: usize, heads: [usize; 3]) -> (usize, usize) {
+    let mut kind = 0;
+    while chunk >= heads[kind] {
+        chunk -= heads[kind];
+        kind += 1;
+    }
+    (kind, chunk)
+}
+
+/// Writes head `head` of token `t`: queries to rows `[tokens, heads * width]` of `out`, keys (kind 1) and values (2) to the
+/// cache.
+///
+/// # Safety
+/// Nobody else may use that head of that token now.
+unsafe fn put(
+    frame: &Frame<'_>,
+    (slot, out): (usize, Buffer),
+    (kind, head): (usize, usize),
+    t: usize,
+    heads: usize,
+    y: &[f32],
+) {
+    let Slot::Kv { keys, values, heads: kv_heads, capacity, dropped, .. } = &frame.slots[slot] else {
+        return;
+    };
+    let (sequence, position) = (t / frame.length, frame.position + t % frame.length);
+    let at = ((sequence * kv_heads + head) * capacity + position - dropped) * y.len();
+    // SAFETY: as the caller promises.
+    unsafe {
+        match kind {
+            0 => {
+                let at = (t * heads + head) * y.len();
+                frame.buffer(out).get_mut(at..at + y.len()).copy_from_slice(y);
+            }
+            1 => keys.write(at, y),
+            _ => values.write(at, y),
+        }
+    }
+}
+
 /// Heads of one kind.
 #[derive(Debug)]
 pub struct Heads {
@@ -81,10 +166,8 @@ pub struct Heads {
     pub bias: Option<Vec<f32>>,
     /// How many.
     pub heads: usize,
-    /// Norm over a head.
-    pub norm: Option<Norm>,
-    /// Whether it is turned.
-    pub rope: Option<Arc<Rope>>,
+    /// What is done to the product.
+    pub finish: Finish,
 }
 
 /// Queries to a buffer `[tokens, heads * width]`, keys and values to a cache.
@@ -109,7 +192,7 @@ impl Stage for Qkv {
     }
 
     fn prepare(&self, positions: usize) {
-        self.parts.iter().filter_map(|p| p.rope.as_ref()).for_each(|rope| rope.reach(positions));
+        self.parts.iter().filter_map(|p| p.finish.rope.as_ref()).for_each(|rope| rope.reach(positions));
     }
 
     fn chunks(&self, _: &Frame<'_>) -> usize {
@@ -118,11 +201,7 @@ impl Stage for Qkv {
 
     fn work(&self, frame: &Frame<'_>, local: &mut Local, chunk: usize, first: bool) {
         self.source.prepare(frame, local, first);
-        let (mut head, mut kind) = (chunk, 0);
-        while head >= self.parts[kind].heads {
-            head -= self.parts[kind].heads;
-            kind += 1;
-        }
+        let (kind, head) = kind_of(chunk, [0, 1, 2].map(|i| self.parts[i].heads));
         let part = &self.parts[kind];
         let (count, width) = (frame.rows(), part.matrix.rows() / part.heads);
         let rows = head * width..(head + 1) * width;
@@ -137,13 +216,8 @@ impl Stage for Qkv {
             width,
             &mut local.scratch,
         );
-        let Slot::Kv { keys, values, heads: kv_heads, capacity, dropped, .. } = &frame.slots[self.slot]
-        else {
-            return;
-        };
         for t in 0..count {
             let mut y = &mut local.b[t * width..][..width];
-            let (sequence, position) = (t / frame.length, frame.position + t % frame.length);
             if let Some(bias) = &part.bias {
                 y.iter_mut().zip(&bias[rows.clone()]).for_each(|(y, b)| *y += b);
             }
@@ -154,27 +228,61 @@ impl Stage for Qkv {
                 unsafe { frame.buffer(gate).get_mut(at..at + rest.len()) }.copy_from_slice(rest);
                 y = query;
             }
-            let width = y.len();
-            if let Some(norm) = &part.norm {
-                local.c.clear();
-                local.c.extend_from_slice(y);
-                vector::rms_norm(&local.c, norm.weight.as_deref(), norm.eps, y);
-            }
-            if let Some(rope) = &part.rope {
-                rope.turn(position, y);
-            }
-            let at = ((sequence * kv_heads + head) * capacity + position - dropped) * width;
+            part.finish.apply(frame.position + t % frame.length, y, &mut local.c);
             // SAFETY: this head of this token is this chunk's.
-            unsafe {
-                match kind {
-                    0 => {
-                        let at = (t * part.heads + head) * width;
-                        frame.buffer(self.out).get_mut(at..at + width).copy_from_slice(y);
-                    }
-                    1 => keys.write(at, y),
-                    _ => values.write(at, y),
-                }
-            }
+            unsafe { put(frame, (self.slot, self.out), (kind, head), t, part.heads, y) };
+        }
+    }
+}
+
+/// Heads of one kind that lie in rows of a buffer.
+#[derive(Debug)]
+pub struct HeadRows {
+    /// Rows `[tokens, heads * width]`.
+    pub buffer: Buffer,
+    /// How many heads.
+    pub heads: usize,
+    /// Width of a head.
+    pub width: usize,
+    /// What is done to each.
+    pub finish: Finish,
+}
+
+/// Queries to a buffer `[tokens, heads * width]`, keys and values to a cache, where their products are stages before.
+#[derive(Debug)]
+pub struct QkvRows {
+    /// Queries, keys, values.
+    pub parts: [HeadRows; 3],
+    /// The cache.
+    pub slot: usize,
+    /// The queries.
+    pub out: Buffer,
+}
+
+impl Stage for QkvRows {
+    fn name(&self) -> &'static str {
+        "norm + rope + append"
+    }
+
+    fn prepare(&self, positions: usize) {
+        self.parts.iter().filter_map(|p| p.finish.rope.as_ref()).for_each(|rope| rope.reach(positions));
+    }
+
+    fn chunks(&self, _: &Frame<'_>) -> usize {
+        self.parts.iter().map(|p| p.heads).sum()
+    }
+
+    fn work(&self, frame: &Frame<'_>, local: &mut Local, chunk: usize, _: bool) {
+        let (kind, head) = kind_of(chunk, [0, 1, 2].map(|i| self.parts[i].heads));
+        let HeadRows { buffer, heads, width, finish } = &self.parts[kind];
+        for t in 0..frame.rows() {
+            let from = (t * heads + head) * width;
+            local.b.clear();
+            // SAFETY: an earlier stage wrote it.
+            local.b.extend_from_slice(unsafe { frame.buffer(*buffer).get(from..from + width) });
+            finish.apply(frame.position + t % frame.length, &mut local.b, &mut local.c);
+            // SAFETY: this head of this token is this chunk's.
+            unsafe { put(frame, (self.slot, self.out), (kind, head), t, *heads, &local.b) };
         }
     }
 }

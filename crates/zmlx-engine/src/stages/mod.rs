@@ -19,7 +19,7 @@ pub use conv::ShortConv;
 pub use delta::{Columns, ConvSilu, DeltaHeads, Unit};
 pub use experts::{Choice, Combine, ExpertsDown, ExpertsUp, Group};
 pub use gate::SigmoidGate;
-pub use heads::{Angles, Heads, Qkv, Rope};
+pub use heads::{Angles, Finish, Growth, HeadRows, Heads, Qkv, QkvRows, Rope};
 pub use indexer::{IndexAppend, IndexScores, PickPositions, SparseLatentAttend, TopK};
 pub use latent::{HeadProducts, LatentAppend, LatentAttend, SplitRope};
 pub use linear::{Gated, Linear};

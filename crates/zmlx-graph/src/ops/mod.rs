@@ -11,6 +11,7 @@ mod linear;
 mod mla;
 mod moe;
 mod norm;
+mod position_scale;
 mod rope;
 mod shape;
 
@@ -25,5 +26,6 @@ pub use linear::{Embedding, Linear, Tokens};
 pub use mla::{MlaAttention, SparseMlaAttention};
 pub use moe::{AddWeight, ExpertLinear, ExpertSort, ExpertUnsort, TakeAlongLast, TopKIndices};
 pub use norm::{LayerNorm, RmsNorm, Softmax};
+pub use position_scale::PositionScale;
 pub use rope::{Frequencies, Rope, RopeFrequencies};
 pub use shape::{Concatenate, ExpandLast, MergeHeads, Split, SplitAt, SplitHeads, Sum, Transpose};

@@ -186,7 +186,7 @@ impl Work<'_> {
         let given = inputs.iter().map(|n| found.values[n]).collect();
         let index = self.nodes.len();
         for (step, &old) in template.nodes.iter().zip(&found.nodes) {
-            if !step.shared {
+            if !step.shared && !step.witness {
                 self.nodes[old] = None;
             }
         }
@@ -211,7 +211,8 @@ impl Work<'_> {
             known.insert(found.values[name], Value { node, output: 0 });
         }
         // Nodes made by rewriting come last, whatever they depend on; so order by dependency.
-        let mut left: Vec<usize> = found.nodes.clone();
+        let all = template.nodes.iter().zip(&found.nodes);
+        let mut left: Vec<usize> = all.filter(|(step, _)| !step.witness).map(|(_, &index)| index).collect();
         left.sort_unstable();
         let (mut nodes, mut types) = (Vec::new(), Vec::new());
         while !left.is_empty() {

@@ -134,10 +134,15 @@ impl Partial {
 impl Found {
     /// Whether nothing but the template's outputs (and what may be shared) is read from outside.
     fn is_closed(&self, graph: &Searched<'_>, template: &Template) -> bool {
-        let inside: HashSet<usize> = self.nodes.iter().copied().collect();
+        let all = template.nodes.iter().zip(&self.nodes);
+        let inside: HashSet<usize> = all.filter(|(step, _)| !step.witness).map(|(_, &index)| index).collect();
         // An input that the match itself makes, and that goes away with it, would be read from nowhere.
         let kept = |node: usize| {
-            template.nodes.iter().zip(&self.nodes).all(|(step, &index)| index != node || step.shared)
+            template
+                .nodes
+                .iter()
+                .zip(&self.nodes)
+                .all(|(step, &index)| index != node || step.shared || step.witness)
         };
         if !template.inputs().iter().filter_map(|n| self.values.get(*n)).all(|v| kept(v.node)) {
             return false;
@@ -147,6 +152,7 @@ impl Found {
         template.nodes.iter().zip(&self.nodes).all(|(step, &index)| {
             let count = graph.node(index).map_or(0, |n| n.op.outputs());
             step.shared
+                || step.witness
                 || (0..count).all(|output| {
                     let value = Value { node: index, output };
                     outputs.contains(&value) || !graph.leaves(value, &inside)

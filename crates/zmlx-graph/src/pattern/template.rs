@@ -2,7 +2,9 @@
 //!
 //! One node a line, in the form in which graphs print: `y = linear(x)`, several outputs as `k, v = kv_append(a, b)`. `~`
 //! for `=` says that others may read the node too: it is cheap, and each fused op that needs it does it anew. `op?` may be
-//! absent (its output is then its first input), and `a|b` is either op. `@name` is the fused op that pattern `name` made. The last line says what leaves: `return k, v`.
+//! absent (its output is then its first input), and `a|b` is either op. `@name` is the fused op that pattern `name` made. A
+//! node after `with` must be there and is left alone: it ties parts together that meet nowhere else. The last line says
+//! what leaves: `return k, v`.
 
 /// One way in which a pattern can look.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +18,7 @@ impl Template {
     pub(crate) fn inputs(&self) -> Vec<&String> {
         let made = |name: &String| self.nodes.iter().any(|step| step.outputs.contains(name));
         let mut inputs: Vec<&String> = Vec::new();
-        for name in self.nodes.iter().flat_map(|s| &s.inputs) {
+        for name in self.nodes.iter().filter(|s| !s.witness).flat_map(|s| &s.inputs) {
             if !made(name) && !inputs.contains(&name) {
                 inputs.push(name);
             }
@@ -34,6 +36,8 @@ pub(crate) struct Step {
     pub(crate) inputs: Vec<String>,
     /// Whether others may read it too.
     pub(crate) shared: bool,
+    /// Whether it must be there and is left alone.
+    pub(crate) witness: bool,
 }
 
 /// Every way in which a text can be read: with and without each optional op. `Err` says what is wrong with the text.
@@ -85,6 +89,7 @@ fn names(list: &str) -> Vec<String> {
 
 /// A node, and whether it may be absent.
 fn step(line: &str) -> Option<(Step, bool)> {
+    let (witness, line) = line.strip_prefix("with ").map_or((false, line), |rest| (true, rest));
     let (left, call, shared) = match (line.split_once(" = "), line.split_once(" ~ ")) {
         (Some((left, call)), _) => (left, call, false),
         (None, Some((left, call))) => (left, call, true),
@@ -94,7 +99,7 @@ fn step(line: &str) -> Option<(Step, bool)> {
     let optional = op.ends_with('?');
     let ops = op.trim_end_matches('?').split('|').map(str::to_owned).collect();
     let inputs = if inputs.trim().is_empty() { Vec::new() } else { names(inputs) };
-    Some((Step { outputs: names(left), ops, inputs, shared }, optional))
+    Some((Step { outputs: names(left), ops, inputs, shared, witness }, optional))
 }
 
 #[cfg(test)]
@@ -110,6 +115,13 @@ mod tests {
         assert_eq!(all[1].nodes[0].inputs, ["x"]);
         assert_eq!(all[1].nodes[0].ops, ["split", "cut"]);
         assert_eq!(all[1].outputs, ["c"]);
+    }
+
+    #[test]
+    fn a_witness_gives_no_inputs() {
+        let all = parse("a = f(x)\n with y = g(a, z)\n b = h(a)\n return b").unwrap();
+        assert_eq!((all[0].nodes.len(), all[0].nodes[1].witness, all[0].nodes[2].witness), (3, true, false));
+        assert_eq!(all[0].inputs(), ["x"]);
     }
 
     #[test]

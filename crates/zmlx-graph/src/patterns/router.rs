@@ -6,14 +6,15 @@ use super::{NormOf, source};
 use crate::fidelity::Fidelity;
 use crate::fused::Body;
 use crate::native::{Form, Lowering, LoweringError};
-use crate::ops::{AddScalar, AddWeight, Linear, MultiplyScalar, Softmax, Sum, TopKIndices};
+use crate::ops::{AddScalar, AddWeight, Linear, MultiplyScalar, Softmax, Sum, TopKIndices, TopKOfNegated};
 use crate::pattern::{Match, Pattern};
 use crate::weights::WeightId;
 
 /// From activations to chosen experts and their weights.
 ///
 /// The choice is that of MLX's argpartition on the CPU: the `k` largest pairs (score, index), so of equal scores the
-/// higher index. The order among the chosen is ascending by that pair; argpartition leaves them in no stated order.
+/// higher index; or, of negated scores, the `k` smallest pairs (-score, index), so of equal scores the lower index. The
+/// chosen come in ascending order of score; argpartition leaves them in no stated order.
 pub static PATTERN: Pattern = Pattern {
     name: "router",
     summary: "norm, logits, scores, bias, top-k, renormalisation and scale as one op",
@@ -52,7 +53,7 @@ pub static PATTERN: Pattern = Pattern {
         n ~ rms_norm?(x)
         logits = linear(n)
         scores = softmax(logits)
-        indices = top_k_indices(scores)
+        indices = top_k_indices|top_k_of_negated(scores)
         w = take_along_last(scores, indices)
         total = sum(w)
         floored = add_scalar?(total)
@@ -63,7 +64,7 @@ pub static PATTERN: Pattern = Pattern {
         n ~ rms_norm?(x)
         logits = linear(n)
         scores = softmax(logits)
-        indices = top_k_indices(scores)
+        indices = top_k_indices|top_k_of_negated(scores)
         w = take_along_last(scores, indices)
         return indices, w
     ",
@@ -71,7 +72,7 @@ pub static PATTERN: Pattern = Pattern {
         "
         n ~ rms_norm?(x)
         logits = linear(n)
-        indices = top_k_indices(logits)
+        indices = top_k_indices|top_k_of_negated(logits)
         w = take_along_last(logits, indices)
         weights = softmax(w)
         return indices, weights
@@ -109,7 +110,10 @@ pub(super) fn renormalised(m: &Match<'_>) -> Result<Option<f32>, String> {
 fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     let linear = m.need::<Linear>("logits")?.clone();
     let (experts, _) = m.matrix(linear.weight)?;
-    let k = m.need::<TopKIndices>("indices")?.k;
+    let (k, ties) = match m.op::<TopKOfNegated>("indices") {
+        Some(top) => (top.k, Ties::Lower),
+        None => (m.need::<TopKIndices>("indices")?.k, Ties::Higher),
+    };
     if k < 1 || k as usize > experts {
         return Err(format!("{k} of {experts} experts"));
     }
@@ -122,7 +126,7 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     let renormalise = renormalised(m)?;
     let scale = m.op::<MultiplyScalar>("scaled").map_or(1.0, |s| s.0 as f32);
     let input = m.rows("x")?;
-    let (norm, k, ties, groups) = (m.norm("n"), k as usize, Ties::Higher, None);
+    let (norm, k, groups) = (m.norm("n"), k as usize, None);
     Ok(Arc::new(Fused { input, norm, linear, scores, bias, k, ties, groups, renormalise, scale }))
 }
 

@@ -1,12 +1,13 @@
 use std::sync::Arc;
 
+use zmlx_engine::matrix::Matrix;
 use zmlx_engine::stages::{Activation, Gated, Linear as LinearStage, Source};
 
 use super::{NormOf, activation, alike, residual, source};
 use crate::fidelity::Fidelity;
 use crate::fused::Body;
 use crate::native::{Form, Lowering, LoweringError};
-use crate::ops::Linear;
+use crate::ops::{Linear, Split};
 use crate::pattern::{Match, Pattern};
 
 /// A feed-forward part gated by SiLU, also where gate and up are cut off.
@@ -37,6 +38,16 @@ pub static PATTERN: Pattern = Pattern {
         h = add?(d, r)
         return h
     ",
+        // Gate and up as one matrix.
+        "
+        n ~ rms_norm?(x)
+        f = linear(n)
+        g, u = split(f)
+        a = swiglu(g, u)
+        d = linear(a)
+        h = add?(d, r)
+        return h
+    ",
     ],
     build,
 };
@@ -59,11 +70,20 @@ pub static GEGLU: Pattern = Pattern {
 };
 
 #[derive(Debug)]
+enum Products {
+    Apart {
+        gate: Linear,
+        up: Linear,
+    },
+    /// The upper half of the rows is gate, the lower up.
+    Fused(Linear),
+}
+
+#[derive(Debug)]
 struct Fused {
     input: usize,
     norm: NormOf,
-    gate: Linear,
-    up: Linear,
+    products: Products,
     down: Linear,
     activation: Activation,
     /// Gives the weight of the result before its sigmoid.
@@ -77,8 +97,19 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
         m.matrix(linear.weight)?;
         Ok(linear)
     };
-    let (gate, up, down) = (linear("g")?, linear("u")?, linear("d")?);
-    m.alike(&[gate.weight, up.weight])?;
+    let products = if let Some(split) = m.op::<Split>("g") {
+        let both = linear("f")?;
+        let (rows, _) = m.matrix(both.weight)?;
+        if split.parts != 2 || rows % 16 != 0 {
+            return Err(format!("{rows} rows of gate and up: two halves of a multiple of 8 are supported"));
+        }
+        Products::Fused(both)
+    } else {
+        let (gate, up) = (linear("g")?, linear("u")?);
+        m.alike(&[gate.weight, up.weight])?;
+        Products::Apart { gate, up }
+    };
+    let down = linear("d")?;
     let activation = activation(&m.node("a").ok_or("no activation")?.op)?;
     let weight = match m.node("wl") {
         Some(_) if m.row_width("wl")? != 1 => return Err("its weight is not one a token".to_owned()),
@@ -87,7 +118,31 @@ fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
     };
     let input = m.rows("x")?;
     let residual = m.residual("h", "d", "r")?;
-    Ok(Arc::new(Fused { input, norm: m.norm("n"), gate, up, down, activation, weight, residual }))
+    Ok(Arc::new(Fused { input, norm: m.norm("n"), products, down, activation, weight, residual }))
+}
+
+impl Fused {
+    /// Gate and up, and their biases.
+    #[allow(clippy::type_complexity)]
+    fn pair(&self, l: &mut Lowering<'_>) -> Result<([Matrix; 2], [Option<Vec<f32>>; 2]), LoweringError> {
+        match &self.products {
+            Products::Apart { gate, up } => {
+                let pair = [l.matrix(gate.weight)?, l.matrix(up.weight)?];
+                alike(&pair[0], &pair[1])?;
+                Ok((pair, [l.bias(gate.bias)?, l.bias(up.bias)?]))
+            }
+            Products::Fused(both) => {
+                let (matrix, bias) = (l.matrix(both.weight)?, l.bias(both.bias)?);
+                let half = matrix.rows() / 2;
+                let part = |rows| {
+                    let wrong = || LoweringError::Pattern("gate and up cannot be read apart".to_owned());
+                    matrix.part(rows).ok_or_else(wrong)
+                };
+                let biases = bias.map(|b| [b[..half].to_vec(), b[half..].to_vec()].map(Some));
+                Ok(([part(0..half)?, part(half..2 * half)?], biases.unwrap_or_default()))
+            }
+        }
+    }
 }
 
 impl Body for Fused {
@@ -96,9 +151,8 @@ impl Body for Fused {
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
-        let (gate, up, down) =
-            (l.matrix(self.gate.weight)?, l.matrix(self.up.weight)?, l.matrix(self.down.weight)?);
-        alike(&gate, &up)?;
+        let ([gate, up], biases) = self.pair(l)?;
+        let down = l.matrix(self.down.weight)?;
         let weight = match &self.weight {
             Some(linear) => {
                 let matrix = l.matrix(linear.weight)?;
@@ -118,7 +172,6 @@ impl Body for Fused {
             None => None,
         };
         let source = source(l, self.input, self.norm, &gate)?;
-        let biases = [l.bias(self.gate.bias)?, l.bias(self.up.bias)?];
         let inner = l.temporary(gate.rows());
         l.push(Gated { source, gate, up, biases, activation: self.activation, out: inner });
         let source = Source::new(inner, None, &down);

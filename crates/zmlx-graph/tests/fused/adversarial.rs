@@ -3,7 +3,7 @@
 use zmlx_graph::{Fidelity, Wanted, patterns};
 use zmlx_mlx::Array;
 
-use super::cases::{Draft, cases, draft, formats, grouped, route, router};
+use super::cases::{Draft, cases, draft, formats, grouped, route, router, softmax_route};
 use super::compare::{Both, Case, Kind, bound, close, close_but_for, report, rewritten, same_choice};
 use super::setup::{HUGE, NOT_A_NUMBER, OUTLIERS, Storage, TINY, Tensors, ZEROS};
 
@@ -99,6 +99,15 @@ fn tied(storage: &Storage, variant: usize, experts: i32, k: i32) -> Case {
     })
 }
 
+/// The same, weighed by a softmax.
+fn tied_softmax(storage: &Storage, variant: usize, experts: i32, k: i32) -> Case {
+    draft("router", storage, variant, &[], |d: &mut Draft<'_>| {
+        let (n, width) = (d.input(), d.width);
+        let logits = d.b.linear("tied", n, experts, width);
+        softmax_route(d, logits, k)
+    })
+}
+
 fn choices(pattern: &str, case: &Case, tensors: &Tensors, batch: i32, ids: &[u32]) {
     let mut all = both(case, &[pattern], tensors);
     all.iter_mut().for_each(Both::begin);
@@ -122,6 +131,8 @@ fn ties_go_to_the_experts_that_argpartition_takes() {
                 }
                 choices("router", &case, &tensors, 1, &ids);
                 choices("router", &case, &tensors, 2, &ids);
+                let case = tied_softmax(&storage, variant, experts, k);
+                choices("router", &case, &Tensors::new(&case.graph, &storage), 1, &ids);
             }
         }
     }

@@ -104,14 +104,16 @@ pub fn cases(pattern: &str, storage: &Storage, variant: usize) -> Vec<Case> {
     };
     match pattern {
         "embedding" => one(&[], embedding),
-        "qkv_rope_append" => one(&[], |d| qkv(d, false)),
-        "attention_out" => one(&["qkv_rope_append"], |d| qkv(d, true)),
+        "qkv_rope_append" => [Products::Apart, Products::Fused, Products::Normed]
+            .map(|from| draft(pattern, storage, variant, &[], |d| (qkv(d, from, false), Kind::Numbers)))
+            .into(),
+        "attention_out" => one(&["qkv_rope_append"], |d| qkv(d, Products::Apart, true)),
         "glm47_rope" => one(&[], |d| latent_attention(d, Latent::Alone)),
         "skv_mla" => one(&["glm47_rope"], |d| latent_attention(d, Latent::WithProduct)),
         "sparse_mla" => one(&["glm47_rope"], |d| latent_attention(d, Latent::Sparse)),
         "kv_f16" => {
             let plain = draft(pattern, storage, variant, &["qkv_rope_append", "attention_out"], |d| {
-                (qkv(d, true), Kind::Numbers)
+                (qkv(d, Products::Apart, true), Kind::Numbers)
             });
             let latent = draft("latent kv_f16", storage, variant, &["glm47_rope", "skv_mla"], |d| {
                 (latent_attention(d, Latent::WithProduct), Kind::Numbers)
@@ -124,7 +126,11 @@ pub fn cases(pattern: &str, storage: &Storage, variant: usize) -> Vec<Case> {
             .into(),
         "router" => vec![
             draft(pattern, storage, variant, &[], |d| router(d, 12, 4)),
-            draft("of chosen", storage, variant, &[], of_chosen),
+            draft(pattern, storage, variant, &[], |d| {
+                let (n, width) = (d.input(), d.width);
+                let logits = d.linear("router", n, 12, width);
+                softmax_route(d, logits, 4)
+            }),
         ],
         "deepseek_router" => vec![draft(pattern, storage, variant, &[], |d| {
             let (n, width) = (d.input(), d.width);
@@ -134,9 +140,14 @@ pub fn cases(pattern: &str, storage: &Storage, variant: usize) -> Vec<Case> {
         "moe_mlp" => one(&["router"], moe),
         "swiglu_mlp" => {
             let clamped = ClampedSwiGlu { alpha: 1.702, limit: 0.4 };
-            let mut both = one(&[], |d| mlp(d, SwiGlu));
-            both.push(draft("clamped", storage, variant, &[], |d| (mlp(d, clamped), Kind::Numbers)));
-            both
+            let numbers = |label, write: &dyn Fn(&mut Draft<'_>) -> Value| {
+                draft(label, storage, variant, &[], |d| (write(d), Kind::Numbers))
+            };
+            vec![
+                numbers(pattern, &|d| mlp(d, SwiGlu)),
+                numbers("clamped", &|d| mlp(d, clamped)),
+                numbers("fused", &|d| fused_mlp(d)),
+            ]
         }
         "geglu_mlp" => [GeGlu::Tanh, GeGlu::Erf]
             .map(|op| draft(op.name(), storage, variant, &[], |d| (mlp(d, op), Kind::Numbers)))
@@ -180,8 +191,19 @@ fn embedding(d: &mut Draft<'_>) -> Value {
     if d.v.norm() { d.b.node("table", MultiplyScalar(11.3125), &[h]) } else { h }
 }
 
+/// What queries, keys and values come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Products {
+    /// A product each.
+    Apart,
+    /// One product.
+    Fused,
+    /// A product each, and a norm over all heads of queries and of keys.
+    Normed,
+}
+
 /// Attention, with the product after it or without.
-fn qkv(d: &mut Draft<'_>, out: bool) -> Value {
+fn qkv(d: &mut Draft<'_>, from: Products, out: bool) -> Value {
     // Heads of 8 in groups of three, or of 24 with keys and values of their own.
     let head = if d.v.more() { 24 } else { 8 };
     let heads = d.width / head;
@@ -190,11 +212,27 @@ fn qkv(d: &mut Draft<'_>, out: bool) -> Value {
     let value = if d.v.0 == 3 { 2 * head } else { head };
     let (n, width) = (d.input(), d.width);
     // Half of a query's columns may be a gate of the result.
-    let gated = matches!(d.v.0, 2 | 5 | 7);
+    let gated = from == Products::Apart && matches!(d.v.0, 2 | 5 | 7);
     let mut gate = None;
+    let [q_width, kv_width] = [heads * head, kv_heads * head];
+    let fused = (from == Products::Fused).then(|| {
+        let f = d.linear("qkv", n, q_width + kv_width + kv_heads * value, width);
+        d.b.node_n::<3>("qkv", SplitAt { at: vec![q_width, q_width + kv_width] }, &[f])
+    });
     let mut part = |d: &mut Draft<'_>, name: &str, heads: i32, head: i32| {
         let halves = if gated && name == "q" { 2 } else { 1 };
-        let y = d.linear(name, n, halves * heads * head, width);
+        let y = match (fused, name) {
+            (Some([q, ..]), "q") => q,
+            (Some([_, k, _]), "k") => k,
+            (Some([.., v]), _) => v,
+            (None, _) => d.linear(name, n, halves * heads * head, width),
+        };
+        let y = match from {
+            Products::Normed if name != "v" => {
+                d.b.rms_norm(&format!("{name}.row.norm"), y, heads * head, 1e-6)
+            }
+            _ => y,
+        };
         let mut y = d.b.node(name, SplitHeads { heads }, &[y]);
         if halves == 2 {
             let [q, g] = d.b.node_n(name, Split { parts: 2 }, &[y]);
@@ -218,7 +256,7 @@ fn qkv(d: &mut Draft<'_>, out: bool) -> Value {
             }
         }
     };
-    let (q, k) = (part(d, "q", heads, head), part(d, "k", kv_heads, head));
+    let (mut q, k) = (part(d, "q", heads, head), part(d, "k", kv_heads, head));
     let v = part(d, "v", kv_heads, value);
     let (window, sinks) = match d.v.0 {
         1 => (Some(4), true),
@@ -229,6 +267,9 @@ fn qkv(d: &mut Draft<'_>, out: bool) -> Value {
     };
     let kind = window.map_or(SlotKind::KvCache, |window| SlotKind::WindowCache { window });
     let slot = d.b.slot("attention", kind);
+    if d.v.0 >= 4 {
+        q = d.b.node("q", PositionScale { beta: 0.3, original_context: 5.0 }, &[q]);
+    }
     let [keys, values] = d.b.node_n("attention", KvAppend { slot }, &[k, v]);
     let scale = 1.0 / (head as f32).sqrt();
     let y = if window.is_some() || sinks {
@@ -432,13 +473,25 @@ pub fn route(d: &mut Draft<'_>, n: Value, logits: Value, experts: i32, k: i32) -
     (weights, Kind::Choice { indices, weights })
 }
 
-/// A router whose logits choose, with softmax over those of the chosen.
-fn of_chosen(d: &mut Draft<'_>) -> (Value, Kind) {
-    let (n, width, path) = (d.input(), d.width, "router");
-    let logits = d.linear(path, n, 12, width);
-    let indices = d.b.node(path, TopKIndices { k: 3 }, &[logits]);
-    let chosen = d.b.node(path, TakeAlongLast, &[logits, indices]);
-    let weights = d.b.node(path, Softmax { precise: true }, &[chosen]);
+/// From logits to a choice weighed by a softmax, over all or over the chosen; of equal experts the first or the last is
+/// chosen.
+pub fn softmax_route(d: &mut Draft<'_>, logits: Value, k: i32) -> (Value, Kind) {
+    let (path, mut scores) = ("router", logits);
+    let all = d.v.0 >= 5;
+    if all {
+        scores = d.b.node(path, Softmax { precise: true }, &[scores]);
+    }
+    let indices = match d.v.0 {
+        0..3 => d.b.node(path, TopKIndices { k }, &[scores]),
+        _ => d.b.node(path, TopKOfNegated { k }, &[scores]),
+    };
+    let mut weights = d.b.node(path, TakeAlongLast, &[scores, indices]);
+    if !all {
+        weights = d.b.node(path, Softmax { precise: true }, &[weights]);
+    } else if d.v.0 == 6 {
+        let total = d.b.node(path, Sum { axis: -1, keepdims: true }, &[weights]);
+        weights = d.b.node(path, Binary::Divide, &[weights, total]);
+    }
     (weights, Kind::Choice { indices, weights })
 }
 
@@ -525,6 +578,16 @@ pub fn mlp(d: &mut Draft<'_>, activation: impl Op) -> Value {
     if d.v.more() { y } else { d.b.add("residual", y, x) }
 }
 
+/// One whose gate and up are one matrix.
+fn fused_mlp(d: &mut Draft<'_>) -> Value {
+    let (n, width) = (d.input(), d.width);
+    let both = d.linear("gate_up", n, 4 * width, width);
+    let [g, u] = d.b.node_n("mlp", Split { parts: 2 }, &[both]);
+    let a = d.b.node("mlp", SwiGlu, &[g, u]);
+    let (y, x) = (d.linear("down", a, width, 2 * width), d.x);
+    if d.v.more() { y } else { d.b.add("residual", y, x) }
+}
+
 fn linear_residual(d: &mut Draft<'_>) -> Value {
     let (n, x, width) = (d.input(), d.x, d.width);
     let y = d.linear("product", n, width, width);
@@ -549,7 +612,7 @@ fn residual_norm(d: &mut Draft<'_>) -> Value {
 
 /// Attention, convolution, experts and a plain feed-forward part, each with its residual.
 pub fn layer(d: &mut Draft<'_>) -> Value {
-    d.x = qkv(d, true);
+    d.x = qkv(d, Products::Apart, true);
     let (y, x, width) = (short_conv(d), d.x, d.width);
     let y = d.b.linear("conv.out", y, width, width);
     d.x = d.b.add("residual", x, y);

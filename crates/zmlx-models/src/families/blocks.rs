@@ -1,7 +1,7 @@
 //! What several families are made of.
 
 use zmlx_graph::op::Op;
-use zmlx_graph::ops::{ExpertLinear, ExpertSort, ExpertUnsort, SwiGlu};
+use zmlx_graph::ops::{ExpandLast, ExpertLinear, ExpertSort, ExpertUnsort, Sum, SwiGlu};
 use zmlx_graph::{Builder, Value};
 
 use crate::config::ModelConfig;
@@ -103,12 +103,16 @@ pub(super) struct Experts {
 impl Experts {
     /// Of `num_experts`, `num_experts_per_tok` and `moe_intermediate_size`.
     pub(super) fn read(c: &ModelConfig, hidden: i32) -> Result<Self, LoadError> {
-        let (count, per_token) = (c.size("num_experts")?, c.size("num_experts_per_tok")?);
+        Self::of(c, "num_experts", "moe_intermediate_size", hidden)
+    }
+
+    /// Of the keys `count` and `inner`, and `num_experts_per_tok`.
+    pub(super) fn of(c: &ModelConfig, count: &str, inner: &str, hidden: i32) -> Result<Self, LoadError> {
+        let (count, per_token) = (c.size(count)?, c.size("num_experts_per_tok")?);
         if per_token > count {
-            let message = format!("{per_token} of {count} experts");
-            return Err(c.contradiction("num_experts_per_tok", message));
+            return Err(c.contradiction("num_experts_per_tok", format!("{per_token} of {count} experts")));
         }
-        Ok(Self { count, per_token, hidden, inner: c.size("moe_intermediate_size")? })
+        Ok(Self { count, per_token, hidden, inner: c.size(inner)? })
     }
 
     /// The chosen experts' answers `[batch, length, k, hidden]` to tokens `[batch, length, hidden]`, for indices
@@ -152,6 +156,13 @@ impl Experts {
         }
         Ok(())
     }
+}
+
+/// The sum of the chosen experts' answers `[batch, length, k, hidden]` by their weights `[batch, length, k]`.
+pub(super) fn weighed_sum(b: &mut Builder<'_>, path: &str, y: Value, weights: Value) -> Value {
+    let weights = b.node(path, ExpandLast, &[weights]);
+    let weighed = b.multiply(path, y, weights);
+    b.node(path, Sum { axis: -2, keepdims: false }, &[weighed])
 }
 
 /// The logits: `lm_head`, or the embedding matrix where the two are tied.

@@ -1,18 +1,20 @@
-//! LFM2-MoE (Liquid AI): gated short convolutions and grouped-query attention, sparse experts with sigmoid routing.
+//! LFM2 and LFM2-MoE (Liquid AI): gated short convolutions and grouped-query attention, sparse experts with sigmoid
+//! routing in the latter.
 //!
-//! The order of ops is that of `mlx_lm.models.lfm2_moe` 0.32.2.
+//! The order of ops is that of `mlx_lm.models.lfm2` and `mlx_lm.models.lfm2_moe` 0.32.2.
 
 use serde_json::Value as Json;
 use zmlx_graph::ops::{
-    AddScalar, AddWeight, Attention, Binary, Cast, ConvStep, DepthwiseConv1d, ExpandLast, KvAppend,
-    MergeHeads, MultiplyScalar, Rope, Sigmoid, Split, SplitHeads, Sum, TakeAlongLast, TopKIndices, Transpose,
+    AddScalar, AddWeight, Binary, Cast, ConvStep, DepthwiseConv1d, MultiplyScalar, Sigmoid, Split, Sum,
+    SwiGlu, TakeAlongLast, TopKIndices,
 };
 use zmlx_graph::state::SlotKind;
 use zmlx_graph::{Builder, Value};
 use zmlx_mlx::Dtype;
 
-use super::blocks::{Experts, Heads, head, layer_count, linear, mlp};
-use super::rope::rope_theta;
+use super::attention::{QkNorm, SelfAttention};
+use super::blocks::{Experts, Heads, head, layer_count, linear, mlp, weighed_sum};
+use super::rope::{Rope, rope_theta};
 use super::{Family, Outline};
 use crate::config::{ModelConfig, missing, wrong};
 use crate::error::LoadError;
@@ -20,50 +22,94 @@ use crate::info::LayerInfo;
 use crate::tensors::Tensors;
 
 pub(super) const FAMILY: Family =
-    Family { model_types: &["lfm2_moe"], sanitize, build, routers: &["feed_forward.gate"] };
+    Family { model_types: &["lfm2", "lfm2_moe"], sanitize, build, routers: &["feed_forward.gate"] };
 
 struct Config {
     vocab_size: i32,
     hidden_size: i32,
-    intermediate_size: i32,
-    experts: Experts,
-    norm_topk_prob: bool,
-    heads: Heads,
+    attention: SelfAttention,
+    /// Width of dense feed-forward parts.
+    inner: i32,
+    /// What layers from `num_dense_layers` on have; none in LFM2.
+    routed: Option<Routed>,
     context_length: i32,
-    use_expert_bias: bool,
-    num_dense_layers: i32,
     norm_eps: f32,
     conv_bias: bool,
     conv_kernel: i32,
-    rope_theta: f32,
-    routed_scaling_factor: f64,
     /// For each layer, whether it is an attention layer.
-    attention: Vec<bool>,
+    layers: Vec<bool>,
+}
+
+struct Routed {
+    experts: Experts,
+    norm_topk_prob: bool,
+    use_expert_bias: bool,
+    scale: f64,
+    num_dense_layers: i32,
 }
 
 impl Config {
     fn read(c: &ModelConfig) -> Result<Self, LoadError> {
-        let layers = layer_count(c)?;
+        let count = layer_count(c)?;
         let hidden_size = c.size("hidden_size")?;
         let heads = Heads::read(c, hidden_size, c.size("num_key_value_heads")?, None)?;
+        let norm_eps = c.positive("norm_eps")? as f32;
+        let rope = Rope::plain(heads.head_dim, rope_theta(c, Some(1_000_000.0))?, false);
+        let attention = SelfAttention {
+            norm: QkNorm::Heads { q: "q_layernorm", k: "k_layernorm", eps: norm_eps },
+            out: ("out_proj", false),
+            ..SelfAttention::plain(hidden_size, heads, rope)
+        };
+        let dense = c.model_type() == "lfm2";
         Ok(Self {
             vocab_size: c.size("vocab_size")?,
             hidden_size,
-            intermediate_size: c.size("intermediate_size")?,
-            experts: Experts::read(c, hidden_size)?,
-            norm_topk_prob: c.flag("norm_topk_prob")?,
-            heads,
+            attention,
+            inner: if dense { dense_width(c, hidden_size)? } else { c.size("intermediate_size")? },
+            routed: if dense { None } else { Some(Routed::read(c, hidden_size)?) },
             context_length: c.size("max_position_embeddings")?,
-            use_expert_bias: c.flag("use_expert_bias")?,
-            num_dense_layers: c.count("num_dense_layers")?,
-            norm_eps: c.positive("norm_eps")? as f32,
+            norm_eps,
             conv_bias: c.flag("conv_bias")?,
             conv_kernel: c.size("conv_L_cache")?,
-            rope_theta: rope_theta(c, Some(1_000_000.0))? as f32,
-            routed_scaling_factor: c.positive_or("routed_scaling_factor", Some(1.0))?,
-            attention: attention_layers(c, layers)?,
+            layers: attention_layers(c, count)?,
         })
     }
+}
+
+impl Routed {
+    fn read(c: &ModelConfig, hidden: i32) -> Result<Self, LoadError> {
+        Ok(Self {
+            experts: Experts::read(c, hidden)?,
+            norm_topk_prob: c.flag("norm_topk_prob")?,
+            use_expert_bias: c.flag("use_expert_bias")?,
+            scale: c.positive_or("routed_scaling_factor", Some(1.0))?,
+            num_dense_layers: c.count("num_dense_layers")?,
+        })
+    }
+}
+
+/// Width of LFM2's feed-forward parts: `block_ff_dim`, of which two thirds, times a factor, rounded up, if it is to be
+/// adjusted.
+fn dense_width(c: &ModelConfig, hidden: i32) -> Result<i32, LoadError> {
+    let block = c.size_opt("block_dim")?.unwrap_or(hidden);
+    if block != hidden {
+        return Err(c.contradiction("block_dim", format!("{block}: must be hidden_size, {hidden}")));
+    }
+    let width = match c.size_opt("block_ff_dim")? {
+        Some(width) => width,
+        None => c.size("intermediate_size")?,
+    };
+    if !c.flag("block_auto_adjust_ff_dim")? {
+        return Ok(width);
+    }
+    let multiple = i64::from(c.size("block_multiple_of")?);
+    let factor = c.positive_or("block_ffn_dim_multiplier", Some(1.0))?;
+    // Cut to whole numbers after each step.
+    let width = (factor * (2.0 * f64::from(width) / 3.0).trunc()).min(f64::from(i32::MAX)) as i64;
+    let width = multiple * ((width + multiple - 1) / multiple);
+    i32::try_from(width).ok().filter(|w| (1..=1 << 24).contains(w)).ok_or_else(|| {
+        c.contradiction("block_ffn_dim_multiplier", format!("{factor} gives {width} columns: 1 to 2^24"))
+    })
 }
 
 fn attention_layers(c: &ModelConfig, layers: i32) -> Result<Vec<bool>, LoadError> {
@@ -91,17 +137,19 @@ fn attention_layers(c: &ModelConfig, layers: i32) -> Result<Vec<bool>, LoadError
     types.iter().map(one).collect()
 }
 
-/// Published checkpoints name the projections w1, w2, w3, keep experts apart and store kernels as `[C, 1, K]`.
+/// Published checkpoints name the projections w1, w2, w3 (in LFM2 they keep these names), have experts apart and store
+/// kernels as `[C, 1, K]`.
 fn sanitize(config: &ModelConfig, tensors: &mut Tensors) -> Result<(), LoadError> {
     let c = Config::read(config)?;
     tensors.transpose("conv.weight", &[0, 2, 1], |s| s[2] > s[1]);
+    let Some(routed) = &c.routed else { return Ok(()) };
     tensors.rename(|name| {
         let projections = [("w1.", "gate_proj."), ("w2.", "down_proj."), ("w3.", "up_proj.")];
         let (old, new) = projections.into_iter().find(|(old, _)| name.contains(&format!(".{old}")))?;
         Some(name.replace(&format!(".{old}"), &format!(".{new}")))
     });
-    for layer in 0..c.attention.len() {
-        c.experts.stack(tensors, &format!("model.layers.{layer}.feed_forward"))?;
+    for layer in 0..c.layers.len() {
+        routed.experts.stack(tensors, &format!("model.layers.{layer}.feed_forward"))?;
     }
     Ok(())
 }
@@ -111,28 +159,29 @@ fn build(config: &ModelConfig, b: &mut Builder<'_>) -> Result<Outline, LoadError
     let tokens = b.tokens();
     let mut h = b.embedding("model.embed_tokens", tokens, c.vocab_size, c.hidden_size);
     let mut layers = Vec::new();
-    for (index, &attention) in c.attention.iter().enumerate() {
+    for (index, &attention) in c.layers.iter().enumerate() {
         let path = format!("model.layers.{index}");
         let x = b.rms_norm(&format!("{path}.operator_norm"), h, c.hidden_size, c.norm_eps);
         let mixed = if attention {
-            self_attention(b, &c, &format!("{path}.self_attn"), x)
+            c.attention.write(b, &format!("{path}.self_attn"), x)
         } else {
             short_conv(b, &c, &format!("{path}.conv"), x)
         };
         h = b.add(&path, h, mixed);
         let x = b.rms_norm(&format!("{path}.ffn_norm"), h, c.hidden_size, c.norm_eps);
-        let dense = (index as i32) < c.num_dense_layers;
         let feed_forward = format!("{path}.feed_forward");
-        let y = if dense {
-            mlp(b, &feed_forward, x, c.hidden_size, c.intermediate_size, false)
-        } else {
-            experts(b, &c, &feed_forward, x)
+        let (y, kind) = match &c.routed {
+            None => (plain(b, &feed_forward, x, c.hidden_size, c.inner), "dense"),
+            Some(routed) if (index as i32) < routed.num_dense_layers => {
+                (mlp(b, &feed_forward, x, c.hidden_size, c.inner, false), "dense")
+            }
+            Some(routed) => (experts(b, routed, &feed_forward, x), "moe"),
         };
         h = b.add(&path, h, y);
         layers.push(LayerInfo {
             index,
             mixer: if attention { "full_attention" } else { "conv" }.to_owned(),
-            feed_forward: if dense { "dense" } else { "moe" }.to_owned(),
+            feed_forward: kind.to_owned(),
         });
     }
     let h = b.rms_norm("model.embedding_norm", h, c.hidden_size, c.norm_eps);
@@ -144,34 +193,16 @@ fn build(config: &ModelConfig, b: &mut Builder<'_>) -> Result<Outline, LoadError
         hidden_size: c.hidden_size,
         vocab_size: c.vocab_size,
         context_length: Some(c.context_length),
-        experts: Some((c.experts.count, c.experts.per_token)),
+        experts: c.routed.map(|r| (r.experts.count, r.experts.per_token)),
     })
 }
 
-fn self_attention(b: &mut Builder<'_>, c: &Config, path: &str, x: Value) -> Value {
-    let Heads { heads, kv_heads, head_dim } = c.heads;
-    let (q_width, kv_width) = (c.heads.q_width(), c.heads.kv_width());
-    let q = b.linear(&format!("{path}.q_proj"), x, q_width, c.hidden_size);
-    let k = b.linear(&format!("{path}.k_proj"), x, kv_width, c.hidden_size);
-    let v = b.linear(&format!("{path}.v_proj"), x, kv_width, c.hidden_size);
-    let heads_first = || Transpose(vec![0, 2, 1, 3]);
-    let rope = || Rope { dims: head_dim, base: c.rope_theta, traditional: false, scale: 1.0 };
-    let norm_and_turn = |b: &mut Builder<'_>, norm: &str, x: Value, heads: i32| {
-        let x = b.node(path, SplitHeads { heads }, &[x]);
-        let x = b.rms_norm(&format!("{path}.{norm}"), x, head_dim, c.norm_eps);
-        b.node(path, heads_first(), &[x])
-    };
-    let q = norm_and_turn(b, "q_layernorm", q, heads);
-    let k = norm_and_turn(b, "k_layernorm", k, kv_heads);
-    let v = b.node(path, SplitHeads { heads: kv_heads }, &[v]);
-    let v = b.node(path, heads_first(), &[v]);
-    let q = b.node(path, rope(), &[q]);
-    let k = b.node(path, rope(), &[k]);
-    let slot = b.slot(path, SlotKind::KvCache);
-    let [keys, values] = b.node_n(path, KvAppend { slot }, &[k, v]);
-    let y = b.node(path, Attention { scale: c.heads.scale() }, &[q, keys, values]);
-    let y = b.node(path, MergeHeads, &[y]);
-    b.linear(&format!("{path}.out_proj"), y, c.hidden_size, q_width)
+/// `w2(silu(w1(x)) * w3(x))`
+fn plain(b: &mut Builder<'_>, path: &str, x: Value, hidden: i32, inner: i32) -> Value {
+    let gate = b.linear(&format!("{path}.w1"), x, inner, hidden);
+    let up = b.linear(&format!("{path}.w3"), x, inner, hidden);
+    let y = b.node(path, SwiGlu, &[gate, up]);
+    b.linear(&format!("{path}.w2"), y, hidden, inner)
 }
 
 fn short_conv(b: &mut Builder<'_>, c: &Config, path: &str, x: Value) -> Value {
@@ -193,28 +224,26 @@ fn short_conv(b: &mut Builder<'_>, c: &Config, path: &str, x: Value) -> Value {
 }
 
 /// Sigmoid scores choose experts together with a bias, and weigh them without it.
-fn experts(b: &mut Builder<'_>, c: &Config, path: &str, x: Value) -> Value {
-    let logits = b.linear(&format!("{path}.gate"), x, c.experts.count, c.hidden_size);
+fn experts(b: &mut Builder<'_>, c: &Routed, path: &str, x: Value) -> Value {
+    let Experts { count, per_token, hidden, .. } = c.experts;
+    let logits = b.linear(&format!("{path}.gate"), x, count, hidden);
     let scores = b.node(path, Sigmoid, &[logits]);
     let ranked = if c.use_expert_bias {
         let wide = b.node(path, Cast(Some(Dtype::Float32)), &[scores]);
-        let weight = b.bare_f32(&format!("{path}.expert_bias"), &[c.experts.count]);
+        let weight = b.bare_f32(&format!("{path}.expert_bias"), &[count]);
         b.node(path, AddWeight { weight }, &[wide])
     } else {
         scores
     };
-    let indices = b.node(path, TopKIndices { k: c.experts.per_token }, &[ranked]);
+    let indices = b.node(path, TopKIndices { k: per_token }, &[ranked]);
     let mut weights = b.node(path, TakeAlongLast, &[scores, indices]);
     if c.norm_topk_prob {
         let total = b.node(path, Sum { axis: -1, keepdims: true }, &[weights]);
         let total = b.node(path, AddScalar(1e-6), &[total]);
         weights = b.node(path, Binary::Divide, &[weights, total]);
     }
-    weights = b.node(path, MultiplyScalar(c.routed_scaling_factor), &[weights]);
+    weights = b.node(path, MultiplyScalar(c.scale), &[weights]);
     weights = b.node(path, Cast(None), &[weights, x]);
-
     let y = c.experts.switch_glu(b, &format!("{path}.switch_mlp"), x, indices);
-    let weights = b.node(path, ExpandLast, &[weights]);
-    let y = b.multiply(path, y, weights);
-    b.node(path, Sum { axis: -2, keepdims: false }, &[y])
+    weighed_sum(b, path, y, weights)
 }

@@ -70,8 +70,8 @@ struct Indexer {
 }
 
 /// Experts with the router of DeepSeek-V3.
-struct Routed {
-    experts: Experts,
+pub(super) struct Routed {
+    pub(super) experts: Experts,
     /// How many experts' width the shared expert has, which every token uses.
     shared: Option<i32>,
     /// Groups of experts, and how many are kept.
@@ -287,7 +287,8 @@ impl Indexer {
 }
 
 impl Routed {
-    fn read(c: &ModelConfig, hidden: i32, variant: &Variant) -> Result<Option<Self>, LoadError> {
+    /// `None` without `n_routed_experts`.
+    pub(super) fn read(c: &ModelConfig, hidden: i32, variant: &Variant) -> Result<Option<Self>, LoadError> {
         let Some(count) = c.size_or_null("n_routed_experts")? else { return Ok(None) };
         only(c, "topk_method", "noaux_tc")?;
         only(c, "scoring_func", "sigmoid")?;
@@ -321,7 +322,7 @@ impl Routed {
     }
 
     /// The sum of the chosen experts' answers by their weights, and of the shared expert's.
-    fn write(&self, b: &mut Builder<'_>, path: &str, x: Value) -> Value {
+    pub(super) fn write(&self, b: &mut Builder<'_>, path: &str, x: Value) -> Value {
         let (indices, weights) = self.route(b, &format!("{path}.gate"), x);
         let y = self.experts.switch_glu(b, &format!("{path}.switch_mlp"), x, indices);
         let weights = b.node(path, ExpandLast, &[weights]);

@@ -9,16 +9,26 @@ use crate::error::LoadError;
 use crate::info::LayerInfo;
 use crate::tensors::{Tensors, format_alone};
 
+mod attention;
 mod blocks;
+mod decoder;
 mod deepseek_v3;
+mod dense;
 mod gated_delta;
 mod gemma3;
+mod glm4_moe;
 mod glm4_moe_lite;
 mod gpt_oss;
 mod lfm2_moe;
 mod llama;
+mod mistral3;
+mod mixtral;
 mod mla;
 mod mla_weights;
+mod olmoe;
+mod phi3;
+mod qwen2;
+mod qwen3;
 mod qwen3_5;
 mod qwen3_moe;
 mod qwen3_next;
@@ -42,10 +52,17 @@ const FAMILIES: &[Family] = &[
     deepseek_v3::V32,
     deepseek_v3::KIMI,
     gemma3::FAMILY,
+    glm4_moe::FAMILY,
     glm4_moe_lite::FAMILY,
     gpt_oss::FAMILY,
     lfm2_moe::FAMILY,
     llama::FAMILY,
+    mistral3::FAMILY,
+    mixtral::FAMILY,
+    olmoe::FAMILY,
+    phi3::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
     qwen3_5::FAMILY,
     qwen3_moe::FAMILY,
     qwen3_next::FAMILY,

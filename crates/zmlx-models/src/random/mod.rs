@@ -8,6 +8,7 @@
 //! bits; scales and biases make them numbers of mean 0 and a standard deviation of 0.02. Norms are 1, biases and expert
 //! biases 0. The same options give the same bytes.
 
+mod decoders;
 mod pool;
 mod safetensors;
 mod table;

@@ -1,5 +1,7 @@
 use serde_json::{Value as Json, json};
 
+use super::decoders;
+
 /// A published model whose shapes a random one can take.
 #[derive(Debug, Clone, Copy)]
 pub struct PublishedModel {
@@ -29,6 +31,11 @@ pub const MODELS: &[PublishedModel] = &[
         config: gemma3_1b,
     },
     PublishedModel {
+        name: "glm45_air",
+        about: "zai-org/GLM-4.5-Air: 106.9 B parameters, 12 B active, attention, 128 experts and a shared one",
+        config: decoders::glm45_air,
+    },
+    PublishedModel {
         name: "glm4_7_flash",
         about: "zai-org/GLM-4.7-Flash: 29.9 B parameters, 3.6 B active, latent attention, 64 experts",
         config: glm4_7_flash,
@@ -49,14 +56,54 @@ pub const MODELS: &[PublishedModel] = &[
         config: kimi_k25,
     },
     PublishedModel {
+        name: "lfm2_1b",
+        about: "LiquidAI/LFM2-1.2B: 1.2 B parameters, convolutions and attention, dense",
+        config: decoders::lfm2_1b,
+    },
+    PublishedModel {
         name: "lfm2_8b",
         about: "LiquidAI/LFM2-8B-A1B: 8.3 B parameters, 1.6 B active, convolutions and attention, 32 experts",
         config: lfm2_8b,
     },
     PublishedModel {
+        name: "ministral3_3b",
+        about: "mistralai/Ministral-3-3B-Instruct-2512, its text part: 3.4 B parameters, attention, dense",
+        config: decoders::ministral3_3b,
+    },
+    PublishedModel {
+        name: "mistral_7b",
+        about: "mistralai/Mistral-7B-v0.3: 7.2 B parameters, attention, dense",
+        config: decoders::mistral_7b,
+    },
+    PublishedModel {
+        name: "mixtral_8x7b",
+        about: "mistralai/Mixtral-8x7B-v0.1: 46.7 B parameters, 12.9 B active, attention, 8 experts",
+        config: decoders::mixtral_8x7b,
+    },
+    PublishedModel {
+        name: "olmoe_7b",
+        about: "allenai/OLMoE-1B-7B-0924: 6.9 B parameters, 1.3 B active, attention, 64 experts",
+        config: decoders::olmoe_7b,
+    },
+    PublishedModel {
+        name: "phi3_mini",
+        about: "microsoft/Phi-3-mini-4k-instruct: 3.8 B parameters, attention, dense",
+        config: decoders::phi3_mini,
+    },
+    PublishedModel {
+        name: "qwen25_05b",
+        about: "Qwen/Qwen2.5-0.5B: 494 M parameters, attention, dense",
+        config: decoders::qwen25_05b,
+    },
+    PublishedModel {
         name: "qwen3_30b",
         about: "Qwen/Qwen3-30B-A3B: 30.5 B parameters, 3.3 B active, attention, 128 experts",
         config: qwen3_30b,
+    },
+    PublishedModel {
+        name: "qwen3_4b",
+        about: "Qwen/Qwen3-4B: 4.0 B parameters, attention, dense",
+        config: decoders::qwen3_4b,
     },
     PublishedModel {
         name: "qwen3_5_35b",

@@ -14,10 +14,21 @@ fn small(name: &str) -> Json {
     let config = if nested { &mut whole["text_config"] } else { &mut whole };
     // One layer of attention among delta nets.
     let layers = if config.get("full_attention_interval").is_some() { 4 } else { 3 };
-    for (key, value) in [("vocab_size", 512), ("num_hidden_layers", layers), ("moe_intermediate_size", 64)] {
+    for (key, value) in [
+        ("vocab_size", 512),
+        ("num_hidden_layers", layers),
+        ("intermediate_size", 128),
+        ("moe_intermediate_size", 64),
+        ("block_ff_dim", 384),
+        ("num_local_experts", 4),
+        ("n_routed_experts", 16),
+    ] {
         if config.get(key).is_some() {
             config[key] = json!(value);
         }
+    }
+    if let Some(attention) = config.get_mut("full_attn_idxs") {
+        *attention = json!([2]);
     }
     if config.get("num_experts").is_some_and(|n| n.as_u64() > Some(128)) {
         config["num_experts"] = json!(16);
@@ -30,10 +41,6 @@ fn small(name: &str) -> Json {
         {
             config[key] = json!(value);
         }
-    }
-    // Where experts are as wide as `intermediate_size` says.
-    if config.get("num_local_experts").is_some() {
-        (config["num_local_experts"], config["intermediate_size"]) = (json!(4), json!(128));
     }
     if let Some(types) = config.get_mut("layer_types").and_then(Json::as_array_mut) {
         types.truncate(3);
@@ -80,20 +87,68 @@ fn published_sizes() {
     }
 }
 
-const PUBLISHED: [(&str, (u64, u64)); 12] = [
+const PUBLISHED: [(&str, (u64, u64)); 21] = [
     ("deepseek_v3", latent(&Latent { indexer: false, ..DEEPSEEK })),
     ("deepseek_v32", latent(&DEEPSEEK)),
     ("gemma3_1b", gemma3_1b()),
+    ("glm45_air", glm45_air()),
     ("glm4_7_flash", latent(&GLM)),
     ("gpt_oss_20b", gpt_oss(24, 32)),
     ("gpt_oss_120b", gpt_oss(36, 128)),
     ("kimi_k25", latent(&KIMI)),
+    ("lfm2_1b", lfm2_1b()),
     ("lfm2_8b", lfm2_8b()),
+    ("ministral3_3b", dense(26, 131_072, 3072, [4096, 1024], 9216, 0)),
+    ("mistral_7b", dense(32, 2 * 32_768, 4096, [4096, 1024], 14_336, 0)),
+    ("mixtral_8x7b", sparse(32, 32_000, 4096, [4096, 1024], [8, 14_336], 0)),
+    ("olmoe_7b", sparse(16, 50_304, 2048, [2048, 2048], [64, 1024], 2048 + 2048)),
+    ("phi3_mini", dense(32, 2 * 32_064, 3072, [3072, 3072], 8192, 0)),
+    ("qwen25_05b", dense(24, 151_936, 896, [896, 128], 4864, 896 + 2 * 128)),
     ("qwen3_30b", qwen3_30b()),
+    ("qwen3_4b", dense(36, 151_936, 2560, [4096, 1024], 9728, 2 * 128)),
     ("qwen3_5_35b", gated_delta(248_320, 40, 256)),
     ("qwen3_next_80b", gated_delta(151_936, 48, 512)),
     ("smollm2_135m", smollm2_135m()),
 ];
+
+/// `n` layers of attention with queries and keys of those widths and a feed-forward part; `rows` of embedding and head
+/// together, and `floats` a layer that are not packed, besides two norms.
+const fn dense(n: u64, rows: u64, h: u64, [q, kv]: [u64; 2], inner: u64, floats: u64) -> (u64, u64) {
+    let matrices = rows * h + n * (2 * h * q + 2 * h * kv + 3 * h * inner);
+    let floats = n * (2 * h + floats) + h;
+    (matrices + floats, matrices * 9 / 16 + floats * 2)
+}
+
+/// The same with experts of which a router in 4 bits chooses, and a head of its own.
+const fn sparse(
+    n: u64,
+    v: u64,
+    h: u64,
+    heads: [u64; 2],
+    [experts, inner]: [u64; 2],
+    floats: u64,
+) -> (u64, u64) {
+    let (parameters, bytes) = dense(n, 2 * v, h, heads, experts * inner, floats);
+    let routers = n * experts * h;
+    (parameters + routers, bytes + routers * 9 / 16)
+}
+
+/// Its router is bfloat16, with a correction in float32; queries, keys and values have biases.
+const fn glm45_air() -> (u64, u64) {
+    let (h, n, q, kv) = (4096, 46, 96 * 128, 8 * 128);
+    let experts = 3 * h * 1408 * 129;
+    let matrices = 2 * 151_552 * h + n * (2 * h * q + 2 * h * kv) + 3 * h * 10_944 + 45 * experts;
+    let (floats, corrections) = (n * (2 * h + q + 2 * kv) + h + 45 * 128 * h, 45 * 128);
+    (matrices + floats + corrections, matrices * 9 / 16 + floats * 2 + corrections * 4)
+}
+
+const fn lfm2_1b() -> (u64, u64) {
+    let (h, v) = (2048, 65_536);
+    let (attention, conv) = (6 * (2 * h * 2048 + 2 * h * 512), 10 * (3 * h * h + h * h));
+    let matrices = v * h + attention + conv + 16 * 3 * h * 8192;
+    let floats = 6 * 2 * 64 + 10 * 3 * h + 16 * 2 * h + h;
+    (matrices + floats, matrices * 9 / 16 + floats * 2)
+}
 
 /// Sizes of a model with latent attention, whose latents are 512 wide with rotary parts of 64.
 struct Latent {
