@@ -1,5 +1,7 @@
 //! Copies of the models in `oracle/`, to be changed.
 
+#![allow(dead_code)] // Not every test that includes it needs all of it.
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
