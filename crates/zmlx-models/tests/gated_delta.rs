@@ -201,7 +201,7 @@ fn configurations_that_cannot_be() {
         (
             MOE,
             |c| text(c)["rope_parameters"]["type"] = json!("dynamic"),
-            &["rope_parameters", "dynamic", "default"],
+            &["rope_parameters", "must be of type default"],
         ),
         (DENSE, |c| drop_key(text(c), "intermediate_size"), &["text_config.intermediate_size", "missing"]),
     ];
