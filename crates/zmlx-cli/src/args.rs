@@ -1,12 +1,14 @@
 //! What can be typed. Numbers stay text here: [`crate::request`] gives them their meaning and
 //! says the allowed range when they have none.
 
+mod convert;
 mod measure;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use convert::{ConvertArgs, ModelsArgs, QuantizeArgs};
 pub(crate) use measure::{
     CapsuleCommand, CompareArgs, LabModelArgs, LabRunArgs, ModelBenchArgs, ReferenceArg, ReportArgs,
     ValidateArgs,
@@ -46,6 +48,10 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Talk with a model in the terminal
     Chat(ChatArgs),
+    /// Write a model as a folder in MLX's format, quantised or not, which mlx-lm loads too
+    Convert(ConvertArgs),
+    /// List the families of models: their patterns, and what was verified where
+    Models(ModelsArgs),
     /// Say what a model folder holds, without loading its weights
     Info(InfoArgs),
     /// Print a model's graph with the shapes of all values, or draw it
@@ -84,6 +90,10 @@ pub(crate) struct ModelArgs {
     /// Where to compute; auto takes a GPU when there is one
     #[arg(long, value_name = "DEVICE", value_enum, default_value_t = Device::Auto)]
     pub(crate) device: Device,
+    /// Quantisation.
+    #[command(flatten)]
+    pub(crate) quantize: QuantizeArgs,
+    /// Patching.
     #[command(flatten)]
     pub(crate) patch: PatchArgs,
 }
@@ -111,8 +121,11 @@ pub(crate) struct PatchArgs {
 pub(crate) enum Dtype {
     #[default]
     Auto,
+    #[value(alias = "float32")]
     F32,
+    #[value(alias = "bfloat16")]
     Bf16,
+    #[value(alias = "float16")]
     F16,
 }
 
@@ -213,7 +226,8 @@ pub(crate) struct ChatArgs {
 /// Arguments of `zmlx info`.
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {
-    /// Model folder, GGUF file, or a Hugging Face id such as org/name [default: the embedded model]
+    /// Model folder (one with only a config.json will do), GGUF file, or a Hugging Face id such as org/name [default:
+    /// the embedded model]
     #[arg(value_name = "DIR|FILE|ID")]
     pub(crate) model: Option<String>,
     /// Print one JSON record on stdout
@@ -302,6 +316,9 @@ pub(crate) struct ProfileArgs {
     /// Write a page with picture and tables into this file
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
+    /// Quantisation.
+    #[command(flatten)]
+    pub(crate) quantize: QuantizeArgs,
     /// Patching; --preset none times stock MLX.
     #[command(flatten)]
     pub(crate) patch: PatchArgs,

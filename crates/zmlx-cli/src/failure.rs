@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use zmlx_lab::LabError;
-use zmlx_models::PatchError;
+use zmlx_models::{FolderError, PatchError};
 
 use crate::output::{self, Console};
 
@@ -54,6 +54,15 @@ impl Failure {
         match error {
             PatchError::Graph(_) | PatchError::Load(_) => Self::Load(error.into()),
             _ => Self::Usage(error.into()),
+        }
+    }
+
+    /// A model folder that could not be written.
+    pub(crate) fn folder(error: FolderError) -> Self {
+        match error {
+            FolderError::Stopped => Self::Interrupted,
+            FolderError::AlreadyThere { .. } => Self::Usage(error.into()),
+            _ => Self::Runtime(error.into()),
         }
     }
 

@@ -141,28 +141,30 @@ pub(crate) fn one_line(text: &str) -> String {
 /// Longest line of an error, in characters.
 const LONGEST_LINE: usize = 1000;
 
-/// A byte count in decimal units: `10.7 MB`.
+/// A byte count in decimal units: `10.7 MB`, `17.18 GB`.
 pub(crate) fn bytes(n: u64) -> String {
     scaled(n, &[" B", " kB", " MB", " GB", " TB"])
 }
 
-/// A count in short form: `19.0 M`.
+/// A count in short form: `19.0 M`, `30.53 B`.
 pub(crate) fn count(n: u64) -> String {
     scaled(n, &["", " k", " M", " B", " T"])
 }
 
+/// One decimal, from the third unit on two: published sizes are told so.
 fn scaled(n: u64, units: &[&str]) -> String {
     if n < 1000 {
         return format!("{n}{}", units[0]);
     }
     let mut value = n as f64 / 1000.0;
     let mut unit = 1;
+    let decimals = |unit: usize| if unit < 3 { 1 } else { 2 };
     // 999.95 would be printed as 1000.0.
-    while value >= 999.95 && unit + 1 < units.len() {
+    while value >= 1000.0 - 0.5 * 0.1f64.powi(decimals(unit)) && unit + 1 < units.len() {
         value /= 1000.0;
         unit += 1;
     }
-    format!("{value:.1}{}", units[unit])
+    format!("{value:.*}{}", decimals(unit) as usize, units[unit])
 }
 
 /// `n` with thousands separated: `2,048`.
@@ -216,8 +218,10 @@ mod tests {
             (999_949, "999.9 kB", "999.9 k", "999,949"),
             (999_950, "1.0 MB", "1.0 M", "999,950"),
             (19_034_112, "19.0 MB", "19.0 M", "19,034,112"),
-            (30_532_122_624, "30.5 GB", "30.5 B", "30,532,122,624"),
-            (u64::MAX, "18446744.1 TB", "18446744.1 T", "18,446,744,073,709,551,615"),
+            (999_950_000, "1.00 GB", "1.00 B", "999,950,000"),
+            (30_532_122_624, "30.53 GB", "30.53 B", "30,532,122,624"),
+            (999_995_000_000, "1.00 TB", "1.00 T", "999,995,000,000"),
+            (u64::MAX, "18446744.07 TB", "18446744.07 T", "18,446,744,073,709,551,615"),
         ];
         for (n, as_bytes, as_count, as_grouped) in cases {
             assert_eq!(bytes(n), as_bytes, "bytes({n})");

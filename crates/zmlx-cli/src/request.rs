@@ -5,16 +5,21 @@ mod measure;
 use std::fmt::Display;
 use std::str::FromStr;
 
+use zmlx_graph::weights::Quantization;
 use zmlx_models::patch::MOST_THREADS;
 use zmlx_models::{
     DeviceChoice, DtypeChoice, GenerateOptions, LoadOptions, PatchOptions, Preset, SamplerOptions,
 };
 
-use crate::args::{ChatArgs, DemoArgs, Device, Dtype, GenerateArgs, PatchArgs, SamplingArgs};
+use crate::args::{
+    ChatArgs, DemoArgs, Device, Dtype, GenerateArgs, ModelArgs, PatchArgs, QuantizeArgs, SamplingArgs,
+};
 use crate::failure::Failure;
 
 pub(crate) use measure::{BenchRequest, ValidateRequest};
 
+/// Modes of quantisation.
+const MODES: [&str; 4] = ["affine", "mxfp4", "mxfp8", "nvfp4"];
 /// `--max-tokens` of `generate` and `demo` when it is not given.
 const MAX_TOKENS: usize = 256;
 /// `--max-tokens` of `chat` when it is not given.
@@ -143,7 +148,7 @@ impl GenerateRequest {
         };
         let mut options = generate_options(args.sampling, MAX_TOKENS)?;
         options.ignore_eos = args.ignore_eos;
-        let (load, smart) = load_options(args.model.dtype, args.model.device, &args.model.patch)?;
+        let (load, smart) = load_options(&args.model)?;
         Ok(Self {
             load,
             smart,
@@ -162,7 +167,7 @@ impl TryFrom<ChatArgs> for ChatRequest {
     type Error = Failure;
 
     fn try_from(args: ChatArgs) -> Result<Self, Failure> {
-        let (load, smart) = load_options(args.model.dtype, args.model.device, &args.model.patch)?;
+        let (load, smart) = load_options(&args.model)?;
         Ok(Self {
             load,
             smart,
@@ -202,34 +207,70 @@ pub(crate) fn model_source(named: Option<String>) -> Result<ModelSource, Failure
     }
 }
 
-fn load_options(dtype: Dtype, device: Device, patch: &PatchArgs) -> Result<(LoadOptions, Smart), Failure> {
+fn load_options(args: &ModelArgs) -> Result<(LoadOptions, Smart), Failure> {
+    let patch = &args.patch;
     let asked = patch.preset.as_deref() == Some("smart");
+    if asked && args.quantize.quantize.is_some() {
+        return Err(Failure::usage(
+            "--preset smart was measured on the model as it is stored: write the quantised one with zmlx convert, and \
+             run zmlx lab smart-patch on that",
+        ));
+    }
     let usual = PatchArgs {
         preset: patch.preset.clone().filter(|_| !asked),
         patterns: patch.patterns.clone(),
         exclude: patch.exclude.clone(),
         threads: patch.threads.clone(),
     };
-    let load = LoadOptions { patch: Some(patch_options(&usual)?), ..loading(dtype, device) };
+    let unpatched = loading(args.dtype, args.device, &args.quantize)?;
+    let load = LoadOptions { patch: Some(patch_options(&usual)?), ..unpatched };
     Ok((load, if asked { Smart::Remembered } else { Smart::No }))
 }
 
 /// How a model is loaded, unpatched.
-pub(crate) fn loading(dtype: Dtype, device: Device) -> LoadOptions {
-    LoadOptions {
-        dtype: match dtype {
-            Dtype::Auto => DtypeChoice::Auto,
-            Dtype::F32 => DtypeChoice::F32,
-            Dtype::Bf16 => DtypeChoice::Bf16,
-            Dtype::F16 => DtypeChoice::F16,
-        },
-        device: match device {
-            Device::Auto => DeviceChoice::Auto,
-            Device::Cpu => DeviceChoice::Cpu,
-            Device::Gpu => DeviceChoice::Gpu,
-        },
-        patch: None,
+pub(crate) fn loading(dtype: Dtype, device: Device, quantize: &QuantizeArgs) -> Result<LoadOptions, Failure> {
+    let quantize = quantization(quantize, None)?;
+    Ok(LoadOptions { dtype: dtype_choice(dtype), device: device_choice(device), patch: None, quantize })
+}
+
+/// A type of floats.
+pub(crate) fn dtype_choice(dtype: Dtype) -> DtypeChoice {
+    match dtype {
+        Dtype::Auto => DtypeChoice::Auto,
+        Dtype::F32 => DtypeChoice::F32,
+        Dtype::Bf16 => DtypeChoice::Bf16,
+        Dtype::F16 => DtypeChoice::F16,
     }
+}
+
+/// A place to compute.
+pub(crate) fn device_choice(device: Device) -> DeviceChoice {
+    match device {
+        Device::Auto => DeviceChoice::Auto,
+        Device::Cpu => DeviceChoice::Cpu,
+        Device::Gpu => DeviceChoice::Gpu,
+    }
+}
+
+/// `--quantize`, which names bits or a mode, with `--group-size` and `--mode`.
+pub(crate) fn quantization(args: &QuantizeArgs, mode: Option<&str>) -> Result<Option<Quantization>, Failure> {
+    let Some(text) = args.quantize.as_deref().map(str::trim) else { return Ok(None) };
+    let group_size = number("--group-size", args.group_size.as_deref(), "32, 64 or 128", |g: i32| g > 0)?;
+    let (named, bits) = match text.parse::<i32>() {
+        Ok(bits) => (None, Some(bits)),
+        Err(_) if MODES.contains(&text) => (Some(text), None),
+        Err(_) => {
+            let allowed = "a number of bits (2, 3, 4, 5, 6 or 8), affine, mxfp4, mxfp8 or nvfp4";
+            return Err(out_of_range("--quantize", allowed, text));
+        }
+    };
+    if let (Some(named), Some(mode)) = (named, mode)
+        && named != mode
+    {
+        return Err(Failure::usage(format_args!("--quantize says {named} and --mode says {mode}")));
+    }
+    let mode = named.or(mode).unwrap_or("affine");
+    zmlx_models::quantization(mode, bits, group_size).map(Some).map_err(Failure::bad_input)
 }
 
 /// Which fused ops are asked for.

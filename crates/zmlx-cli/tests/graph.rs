@@ -139,6 +139,32 @@ fn a_plan_needs_no_weights() {
         "{text}"
     );
     assert!(fine(&["graph", arg(folder.path())]).contains("[B, L, 4096] activation"));
+    let text = fine(&["info", arg(folder.path())]);
+    assert!(text.contains("by config.json: there are no weight files"), "{text}");
+}
+
+#[test]
+fn published_models_have_their_published_sizes() {
+    let published = [
+        ("lfm2_8b", "8.34 B", "1.56 B", 0.88),
+        ("lfm2_24b", "23.84 B", "2.33 B", 1.31),
+        ("qwen3_30b", "30.53 B", "3.04 B", 1.72),
+    ];
+    for (name, parameters, active, gigabytes) in published {
+        let folder = TempDir::new().expect("folder");
+        let model = zmlx_models::random::MODELS.iter().find(|m| m.name == name).expect(name);
+        let mut config = (model.config)();
+        config["quantization"] = serde_json::json!({ "bits": 4, "group_size": 64 });
+        fs::write(folder.path().join("config.json"), config.to_string()).expect("written");
+        let text = fine(&["info", arg(folder.path())]);
+        let line = format!("{parameters} total, {active} active per token");
+        assert!(text.contains(&line), "no '{line}' in:\n{text}");
+        let bytes = json(&["info", arg(folder.path()), "--json"])["bytes_per_token"].as_f64().expect("bytes");
+        assert!((bytes / 1e9 - gigabytes).abs() < 0.01, "{name}: {bytes}");
+        let text = fine(&["plan", arg(folder.path()), "--bandwidth", "20"]);
+        let line = format!("parameters   {parameters}, {active} of them a token");
+        assert!(text.contains(&line), "no '{line}' in:\n{text}");
+    }
 }
 
 #[test]

@@ -299,7 +299,8 @@ mod tests {
     fn a_model_with_wrong_numbers_fails_every_class() {
         let dir = zmlx_models::embedded_model_dir().unwrap();
         let load = |dtype| {
-            let options = LoadOptions { dtype, device: zmlx_models::DeviceChoice::Cpu, patch: None };
+            let options =
+                LoadOptions { dtype, device: zmlx_models::DeviceChoice::Cpu, ..LoadOptions::default() };
             Model::load(&dir, &options, &mut |_| {}).unwrap()
         };
         let (right, wrong) = (load(DtypeChoice::F32), load(DtypeChoice::Bf16));

@@ -13,7 +13,7 @@ use zmlx_models::{PatchOptions, Preset};
 
 fn load(dtype: DtypeChoice) -> (PathBuf, LoadOptions, Model) {
     let dir = zmlx_models::embedded_model_dir().unwrap();
-    let options = LoadOptions { dtype, device: DeviceChoice::Cpu, patch: None };
+    let options = LoadOptions { dtype, device: DeviceChoice::Cpu, ..LoadOptions::default() };
     let model = Model::load(&dir, &options, &mut |_| {}).unwrap();
     (dir, options, model)
 }

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use zmlx_graph::pattern::{Backend, Rewritten, rewrite};
+use zmlx_graph::weights::Weight;
 use zmlx_graph::{Cost, CostContext, Graph, GraphError};
 use zmlx_mlx::Dtype;
 
@@ -10,6 +11,7 @@ use crate::error::LoadError;
 use crate::families::{self, Built};
 use crate::info::{ModelInfo, describe};
 use crate::patch::{PatchError, PatchOptions, PatchReport};
+use crate::quantize::dtype_of;
 use crate::source::Source;
 
 /// A model's graph and the sizes of its weights, without the weights.
@@ -125,7 +127,8 @@ impl Blueprint {
     }
 }
 
-/// Bytes of each weight of the graph in the files (those of a GGUF file, as they are converted).
+/// Bytes of each weight of the graph: in the files (those of a GGUF file, as they are converted), or in the form that it
+/// was brought to.
 pub(crate) fn stored_bytes(built: &Built, source: &Source) -> Vec<u64> {
     let bytes = source.bytes();
     let of_tensor = |name: &str| -> u64 {
@@ -133,6 +136,12 @@ pub(crate) fn stored_bytes(built: &Built, source: &Source) -> Vec<u64> {
         let all: u64 = tensor.sources.iter().filter_map(|s| bytes.get(s)).sum();
         all / tensor.part.map_or(1, |part| part.of as u64)
     };
-    let weights = built.graph.weights.iter();
-    weights.map(|w| w.tensors().iter().map(|t| of_tensor(&t.name)).sum()).collect()
+    let of_weight = |w: &Weight| -> u64 {
+        let tensors = w.tensors();
+        match built.recoded.stored.contains_key(&w.path) {
+            true => tensors.iter().map(|t| t.bytes(dtype_of(built, w, t, built.recoded.float))).sum(),
+            false => tensors.iter().map(|t| of_tensor(&t.name)).sum(),
+        }
+    };
+    built.graph.weights.iter().map(of_weight).collect()
 }

@@ -98,6 +98,11 @@ impl ChatTemplate {
         ChatTemplate { source: source.into(), variables: variables.collect() }
     }
 
+    /// Its source.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// The template of a model folder: `chat_template.jinja`, else the `chat_template` of
     /// `tokenizer_config.json` (given parsed), else `chat_template.json`. Of several named templates the
     /// one called `default` is taken, or the only one.

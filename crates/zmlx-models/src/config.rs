@@ -45,6 +45,11 @@ impl ModelConfig {
         Self { root, eos, section: String::new() }
     }
 
+    /// The parsed file.
+    pub(crate) fn root(&self) -> &Map<String, Value> {
+        &self.root
+    }
+
     /// `model_type`.
     pub fn model_type(&self) -> &str {
         self.root.get("model_type").and_then(Value::as_str).unwrap_or_default()

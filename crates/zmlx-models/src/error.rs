@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use zmlx_graph::weights::Quantization;
+
 use crate::checkpoint::CheckpointError;
 use crate::gguf::GgufError;
 use crate::stop::StopError;
@@ -70,6 +72,28 @@ pub enum LoadError {
         /// What is wrong.
         message: String,
     },
+    /// A quantisation that MLX does not have.
+    #[error(
+        "there is no {} quantization with {} bits in groups of {}: affine has 2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or \
+         128, mxfp4 has 4 in groups of 32, mxfp8 8 in groups of 32, nvfp4 4 in groups of 16",
+        asked.mode, asked.bits, asked.group_size
+    )]
+    NoSuchQuantization {
+        /// What was asked for.
+        asked: Quantization,
+    },
+    /// A model was to be quantised, and has no matrix left that could be.
+    #[error(
+        "nothing to quantize: every matrix is quantised already (zmlx convert --dequantize undoes it), or has columns that \
+         groups of {group_size} do not divide"
+    )]
+    NothingToQuantize {
+        /// The groups asked for.
+        group_size: i32,
+    },
+    /// A model was to be dequantised, and is not quantised.
+    #[error("nothing to dequantize: no matrix of this model is quantised")]
+    NothingToDequantize,
     /// A tensor has another shape than the configuration asks for.
     #[error(
         "tensor {name}: expected shape {expected:?}, found {found:?}: config.json and the weights do not belong together"

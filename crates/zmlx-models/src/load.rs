@@ -1,8 +1,6 @@
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use zmlx_graph::native::write_bytes;
 use zmlx_graph::pattern::{Backend, PatternReport, Rewritten, rewrite};
 use zmlx_graph::weights::{Format, TensorSpec};
 use zmlx_graph::{Executor, Graph, Held, State, Wanted};
@@ -15,12 +13,10 @@ use crate::families::Built;
 use crate::info::{ModelInfo, describe};
 use crate::options::{DeviceChoice, DtypeChoice, LoadOptions};
 use crate::patch::{PatchError, PatchOptions, PatchReport};
-use crate::source::{Reader, Source};
-use crate::tensors::assemble;
+use crate::quantize::Recode;
+use crate::reading::{WeightReader, read_weights};
+use crate::source::Source;
 use crate::tokenizer::Tokenizer;
-
-/// Bytes of tensors that are read and converted at a time.
-const BATCH_BYTES: usize = 256 << 20;
 
 /// How far loading is.
 #[derive(Debug, Clone, Copy)]
@@ -74,7 +70,8 @@ impl Model {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, LoadError> {
         let source = Source::open(path)?;
-        let built = source.build()?;
+        let recode = options.quantize.clone().map_or(Recode::Keep, Recode::Quantize);
+        let built = source.build_as(&recode)?;
         let info = describe(&built, &stored_bytes(&built, &source), source.file_bytes());
         let stream = stream_for(options.device)?;
         let wanted = match (options.dtype, stream.device()) {
@@ -335,7 +332,8 @@ impl Model {
     }
 }
 
-fn stream_for(device: DeviceChoice) -> Result<Stream, LoadError> {
+/// The stream of a device.
+pub(crate) fn stream_for(device: DeviceChoice) -> Result<Stream, LoadError> {
     let device = match device {
         DeviceChoice::Cpu => Device::Cpu,
         DeviceChoice::Gpu => Device::Gpu,
@@ -418,33 +416,22 @@ impl Weights<'_> {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Executor, PatchError> {
         // Two readers, since a tensor that both MLX and the engine need is read in two forms.
-        let (mut files, mut again) = (self.source.reader()?, self.source.reader()?);
+        let mut files = WeightReader::open(self.built, self.source)?;
+        let mut again = WeightReader::open(self.built, self.source)?;
         let failure = std::cell::RefCell::new(None);
-        let take = |spec: &TensorSpec, files: &mut Reader<'_>| match read_tensor(self.built, spec, files) {
-            Ok(array) => Some(array),
-            Err(error) => {
-                failure.borrow_mut().get_or_insert(error);
-                None
-            }
+        let fail = |error: LoadError| {
+            failure.borrow_mut().get_or_insert(error);
         };
         let total_bytes = self.source.file_bytes();
-        let mut done_bytes = 0;
         let stored = |spec: &TensorSpec, buffer: &mut Vec<u8>| {
-            let dtype = match read_bytes(self.built, spec, &mut files, buffer) {
-                Ok(dtype) => dtype,
-                Err(error) => {
-                    failure.borrow_mut().get_or_insert(error);
-                    return None;
-                }
-            };
-            done_bytes += buffer.len() as u64;
-            progress(LoadProgress { done_bytes: done_bytes.min(total_bytes), total_bytes });
+            let dtype = files.bytes(spec, buffer).map_err(fail).ok()?;
+            progress(LoadProgress { done_bytes: files.done_bytes.min(total_bytes), total_bytes });
             Some(dtype)
         };
         let converted = |spec: &TensorSpec| {
-            let array = take(spec, &mut again)?;
+            let array = again.array(spec).map_err(fail).ok()?;
             let array = if spec.float { array.astype(Dtype::Float32) } else { Ok(array) };
-            array.map_err(|e| failure.borrow_mut().get_or_insert(e.into()).to_string()).ok()
+            array.map_err(|error| fail(error.into())).ok()
         };
         let executor = match separate {
             true => self.held.separate(graph, threads, stored, converted),
@@ -455,74 +442,4 @@ impl Weights<'_> {
             (executor, _) => Ok(executor?),
         }
     }
-}
-
-/// Reads every tensor that the graph needs, but for weights that are held already, converted to the dtype it runs in.
-fn read_weights(
-    built: &Built,
-    source: &Source,
-    dtype: Option<Dtype>,
-    held: &[bool],
-    progress: &mut dyn FnMut(LoadProgress),
-) -> Result<HashMap<String, Array>, LoadError> {
-    let mut files = source.reader()?;
-    let total_bytes = source.file_bytes();
-    let mut done_bytes = 0;
-    progress(LoadProgress { done_bytes, total_bytes });
-    let mut arrays: HashMap<String, Array> = HashMap::new();
-    let mut batch: Vec<Array> = Vec::new();
-    let mut batch_bytes = 0;
-    let lacking = built.graph.weights.iter().zip(held).filter(|(_, held)| !**held);
-    for (weight, _) in lacking {
-        for spec in weight.tensors() {
-            let array = read_tensor(built, &spec, &mut files)?;
-            batch_bytes += array.nbytes();
-            let array = match dtype {
-                Some(dtype) if spec.float && !weight.keep_f32 => array.astype(dtype)?,
-                _ if weight.keep_f32 => array.astype(Dtype::Float32)?,
-                _ => array,
-            };
-            batch.push(array.clone());
-            arrays.insert(spec.name, array);
-            if batch_bytes >= BATCH_BYTES {
-                done_bytes += flush(&mut batch, &mut batch_bytes)?;
-                progress(LoadProgress { done_bytes, total_bytes });
-            }
-        }
-    }
-    flush(&mut batch, &mut batch_bytes)?;
-    progress(LoadProgress { done_bytes: total_bytes, total_bytes });
-    Ok(arrays)
-}
-
-fn flush(batch: &mut Vec<Array>, bytes: &mut usize) -> Result<u64, LoadError> {
-    zmlx_mlx::eval(&batch.iter().collect::<Vec<_>>())?;
-    batch.clear();
-    Ok(std::mem::take(bytes) as u64)
-}
-
-/// The bytes of a tensor as they are stored: straight from the file where that is all there is to it.
-fn read_bytes(
-    built: &Built,
-    spec: &TensorSpec,
-    files: &mut Reader<'_>,
-    buffer: &mut Vec<u8>,
-) -> Result<Dtype, LoadError> {
-    if let Some(tensor) = built.tensors.get(&spec.name)
-        && let (true, [source]) = (tensor.is_plain(), tensor.sources.as_slice())
-        && let Some(dtype) = files.bytes(source, buffer)?
-    {
-        return Ok(dtype);
-    }
-    let array = read_tensor(built, spec, files)?;
-    Ok(write_bytes(&array, buffer)?)
-}
-
-fn read_tensor(built: &Built, spec: &TensorSpec, files: &mut Reader<'_>) -> Result<Array, LoadError> {
-    let missing = |name: &str| LoadError::MissingTensors { count: 1, names: name.to_owned() };
-    let tensor = built.tensors.get(&spec.name).ok_or_else(|| missing(&spec.name))?;
-    let readers = tensor.readers();
-    let parts: Result<Vec<Array>, LoadError> =
-        tensor.sources.iter().map(|s| files.take(s, readers)?.ok_or_else(|| missing(s))).collect();
-    Ok(assemble(tensor, &parts?)?)
 }

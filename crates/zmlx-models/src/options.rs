@@ -1,6 +1,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use zmlx_graph::weights::Quantization;
+
 use crate::error::GenerateError;
 use crate::patch::PatchOptions;
 
@@ -68,6 +70,9 @@ pub struct LoadOptions {
     pub device: DeviceChoice,
     /// Patch it while loading; `None` loads the stock graph.
     pub patch: Option<PatchOptions>,
+    /// Quantise the matrices that are not, as mlx-lm's converter would ([`crate::quantization`] makes one); `None` leaves
+    /// them as they are stored.
+    pub quantize: Option<Quantization>,
 }
 
 /// How the next token is chosen from the logits. Applied in this order: logit bias, repetition penalty, then (unless

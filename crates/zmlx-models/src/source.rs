@@ -13,6 +13,7 @@ use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::families::{self, Built};
 use crate::gguf::{self, GgufModel};
+use crate::quantize::Recode;
 use crate::tensors::Tensors;
 use crate::tokenizer::Tokenizer;
 
@@ -53,7 +54,12 @@ impl Source {
 
     /// The graph that the configuration asks for, checked against the tensors.
     pub(crate) fn build(&self) -> Result<Built, LoadError> {
-        families::build(self.config(), self.tensors()?).map_err(|error| match self {
+        self.build_as(&Recode::Keep)
+    }
+
+    /// The same with matrices in another form.
+    pub(crate) fn build_as(&self, recode: &Recode) -> Result<Built, LoadError> {
+        families::build(self.config(), self.tensors()?, recode).map_err(|error| match self {
             Self::Folder { .. } => error,
             Self::Gguf(model) => LoadError::InGguf { path: model.path().to_owned(), source: Box::new(error) },
         })

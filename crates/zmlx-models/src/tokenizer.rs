@@ -171,6 +171,23 @@ impl Tokenizer {
         self.special_tokens.get(name).map(String::as_str)
     }
 
+    /// `tokenizer.json` and `tokenizer_config.json` that say what this tokenizer does, with their names.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Parse`] if the tokenizer cannot be written as JSON.
+    pub(crate) fn files(&self) -> Result<[(&'static str, Json); 2], TokenizerError> {
+        let failed = |message| TokenizerError::Parse { path: self.dir.clone(), message };
+        let tokenizer = serde_json::to_value(&self.inner).map_err(|error| failed(error.to_string()))?;
+        let mut config = serde_json::Map::new();
+        config.insert("tokenizer_class".to_owned(), "PreTrainedTokenizerFast".into());
+        config.insert("clean_up_tokenization_spaces".to_owned(), false.into());
+        config.extend(self.special_tokens.iter().map(|(name, token)| (name.clone(), token.as_str().into())));
+        if let Some(template) = &self.chat_template {
+            config.insert("chat_template".to_owned(), template.source().into());
+        }
+        Ok([("tokenizer.json", tokenizer), ("tokenizer_config.json", Json::Object(config))])
+    }
+
     /// Number of tokens, added ones included. The model's own vocabulary may be padded beyond it.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)

@@ -43,7 +43,12 @@ fn gives_the_tokens_of(dir: &Path, name: &str) {
     let golden = read(&committed(name).join("golden.json"));
     let default = PatchOptions { environment: false, ..PatchOptions::default() };
     for patch in [None, Some(default)] {
-        let options = LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, patch };
+        let options = LoadOptions {
+            dtype: DtypeChoice::F32,
+            device: DeviceChoice::Cpu,
+            patch,
+            ..LoadOptions::default()
+        };
         let model = Model::load(dir, &options, &mut |_| {}).unwrap();
         for case in golden["f32"].as_array().unwrap() {
             let ids = |key: &str| serde_json::from_value::<Vec<u32>>(case[key].clone()).unwrap();

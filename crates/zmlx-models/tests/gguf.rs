@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use gguf_writer::{Writer, from_folder};
 use serde_json::Value as Json;
 use zmlx_models::{
-    ChatMessage, DeviceChoice, DtypeChoice, Flow, GenerateOptions, LoadOptions, Model, Session, inspect,
+    ChatMessage, ConvertOptions, DeviceChoice, DtypeChoice, Flow, GenerateOptions, LoadOptions, Model,
+    Session, convert, inspect,
 };
 
 fn root() -> PathBuf {
@@ -26,7 +27,8 @@ fn json(path: &Path) -> Json {
 }
 
 fn load(path: &Path) -> Model {
-    let options = LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, patch: None };
+    let options =
+        LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, ..LoadOptions::default() };
     Model::load(path, &options, &mut |_| {}).unwrap()
 }
 
@@ -266,6 +268,38 @@ fn the_embedded_model_is_the_same_model_as_gguf() {
             assert_eq!(here.decode(&ids, true).unwrap(), there.decode(&ids, true).unwrap(), "{text:?}");
         }
     }
+}
+
+#[test]
+fn converted_files_are_the_same_models() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = ConvertOptions { device: DeviceChoice::Cpu, ..ConvertOptions::default() };
+    let to_folder = |w: &Writer, name: &str| {
+        let (path, folder) = (save(&dir, w), dir.path().join(name));
+        convert(&path, &folder, &options, &mut |_, _| Flow::Continue).map(|_| (load(&path), folder))
+    };
+    let (file, folder) = to_folder(&embedded_writer(), "embedded").unwrap();
+    let model = load(&folder);
+    assert_eq!(tokens(&model, &[1, 17, 5], 40), tokens(&file, &[1, 17, 5], 40));
+    assert_eq!(model.eos_token_ids(), file.eos_token_ids());
+    assert_eq!(format!("{:?}", model.info().quantization), format!("{:?}", file.info().quantization));
+    let (here, there) = (model.tokenizer().unwrap(), file.tokenizer().unwrap());
+    let messages = [ChatMessage { role: "user".to_owned(), content: "Tell me of a fox.".to_owned() }];
+    let chat = there.apply_chat_template(&messages, true).unwrap();
+    assert_eq!(here.apply_chat_template(&messages, true).unwrap(), chat);
+    for text in ["  Ünïcode 日本語, it's 1234!\n\n\t x", "<|im_start|>a<|im_end|>", &chat] {
+        let ids = there.encode(text, true).unwrap();
+        assert_eq!(here.encode(text, true).unwrap(), ids, "{text:?}");
+        assert_eq!(here.decode(&ids, true).unwrap(), there.decode(&ids, true).unwrap(), "{text:?}");
+    }
+    let (file, folder) = to_folder(&qwen3moe(&root().join("tests/oracle/qwen3_moe-q4")), "qwen3").unwrap();
+    assert_eq!(tokens(&load(&folder), &[3, 9], 24), tokens(&file, &[3, 9], 24));
+    assert!(!folder.join("tokenizer.json").exists());
+
+    // No configuration can say what its tensor of rotary factors says.
+    let error = to_folder(&llama(&root().join("tests/oracle/llama-q4")), "llama").unwrap_err().to_string();
+    assert!(error.contains("rotary factors"), "{error}");
+    assert!(!dir.path().join("llama").exists());
 }
 
 #[test]

@@ -43,7 +43,8 @@ fn default_preset() -> PatchOptions {
 }
 
 fn load_with(patch: Option<PatchOptions>) -> Model {
-    let options = LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, patch };
+    let options =
+        LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, patch, ..LoadOptions::default() };
     Model::load(&root().join("models/tiny-lfm2-moe"), &options, &mut |_| {}).unwrap()
 }
 

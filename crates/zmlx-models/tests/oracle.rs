@@ -158,7 +158,12 @@ fn check(dir: &Path, engine: Option<Engine>) -> Result<(), String> {
     }
     let default = PatchOptions { environment: false, ..PatchOptions::default() };
     for patch in [None, Some(default)] {
-        let options = LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, patch };
+        let options = LoadOptions {
+            dtype: DtypeChoice::F32,
+            device: DeviceChoice::Cpu,
+            patch,
+            ..LoadOptions::default()
+        };
         let model = Model::load(dir, &options, &mut |_| {}).map_err(|e| fail(&e))?;
         if let Some((report, engine)) = model.patch_report().zip(engine)
             && report.native != (engine == Engine::Whole)

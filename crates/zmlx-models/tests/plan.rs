@@ -15,7 +15,8 @@ fn embedded() -> PathBuf {
 }
 
 fn load_with(folder: &Path, patch: Option<PatchOptions>) -> Model {
-    let options = LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, patch };
+    let options =
+        LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, patch, ..LoadOptions::default() };
     Model::load(folder, &options, &mut |_| {}).unwrap()
 }
 
@@ -153,6 +154,7 @@ fn counts_of_plans_are_those_of_loaded_models() {
 fn published_shapes_read_what_they_are_known_to() {
     let known = [
         ("lfm2_8b", 0.88, 8.34),
+        ("lfm2_24b", 1.31, 23.84),
         ("glm4_7_flash", 2.02, 29.94),
         ("qwen3_30b", 1.72, 30.53),
         ("qwen3_5_35b", 1.66, 34.66),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Device, Dtype, PatchArgs};
+use super::{Device, Dtype, PatchArgs, QuantizeArgs};
 
 /// Which model the lab measures, and how it is loaded.
 #[derive(Debug, Default, Args)]
@@ -18,6 +18,9 @@ pub(crate) struct LabModelArgs {
     /// Where to compute; auto takes a GPU when there is one
     #[arg(long, value_name = "DEVICE", value_enum, default_value_t = Device::Auto)]
     pub(crate) device: Device,
+    /// Quantisation.
+    #[command(flatten)]
+    pub(crate) quantize: QuantizeArgs,
 }
 
 /// What both arms are held against.

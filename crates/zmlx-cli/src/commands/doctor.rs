@@ -146,7 +146,7 @@ mod tests {
             rows,
             [
                 "chip: Apple M2, 4 performance and 4 efficiency cores, GPU cores: 10",
-                "memory: 17.2 GB, recommended working set 11.5 GB",
+                "memory: 17.18 GB, recommended working set 11.45 GB",
                 "macOS: 14.5",
                 "metallib: /m/lib/mlx.metallib",
                 "Metal: usable: a sum on the GPU is right",

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use zmlx_models::{LayerInfo, ModelInfo, QuantizationInfo};
+use zmlx_models::{Blueprint, LayerInfo, ModelInfo, QuantizationInfo, SizesFrom};
 
 use crate::args::InfoArgs;
 use crate::failure::Failure;
@@ -20,16 +20,20 @@ pub(crate) fn run(args: InfoArgs, console: &Console) -> Result<(), Failure> {
     } else {
         model::locate(&source, console)?
     };
-    let info = zmlx_models::inspect(&folder).map_err(Failure::load)?;
+    let Blueprint { info, sizes, .. } = Blueprint::read(&folder).map_err(Failure::load)?;
     if args.json {
         output::write_json(&info)
     } else {
         let place = if folder.is_file() { "file" } else { "folder" };
-        output::write_stdout(describe(place, &folder.display().to_string(), &info).as_bytes())
+        output::write_stdout(describe(place, &folder.display().to_string(), &info, sizes).as_bytes())
     }
 }
 
-fn describe(place: &'static str, path: &str, info: &ModelInfo) -> String {
+fn describe(place: &'static str, path: &str, info: &ModelInfo, sizes: SizesFrom) -> String {
+    let file_size = match sizes {
+        SizesFrom::Headers => bytes(info.file_bytes),
+        SizesFrom::Config => format!("{}, by config.json: there are no weight files", bytes(info.file_bytes)),
+    };
     let mut rows = vec![
         (place, path.to_owned()),
         ("family", info.family.clone()),
@@ -42,7 +46,7 @@ fn describe(place: &'static str, path: &str, info: &ModelInfo) -> String {
             ),
         ),
         ("bytes per token", bytes(info.bytes_per_token)),
-        ("file size", bytes(info.file_bytes)),
+        ("file size", file_size),
         ("quantisation", quantization(&info.quantization)),
         ("layers", layers(&info.layers, |layer| &layer.mixer)),
         ("feed-forward", layers(&info.layers, |layer| &layer.feed_forward)),

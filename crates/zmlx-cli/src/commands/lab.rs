@@ -84,10 +84,8 @@ fn random_model(args: &RandomModelArgs, console: &Console) -> Result<(), Failure
         bar.finish_and_clear();
     }
     let model = written.map_err(|error| match error {
-        RandomError::Stopped => Failure::Interrupted,
-        RandomError::UnknownModel { .. } | RandomError::Option { .. } | RandomError::AlreadyThere { .. } => {
-            Failure::bad_input(error)
-        }
+        RandomError::UnknownModel { .. } | RandomError::Option { .. } => Failure::bad_input(error),
+        RandomError::Folder(error) => Failure::folder(error),
         error => Failure::runtime(error),
     })?;
     console.note(&format!(

@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod completions;
+mod convert;
 mod demo;
 mod doctor;
 mod generate;
@@ -11,6 +12,7 @@ mod info;
 mod kernels;
 mod lab;
 mod man;
+mod models;
 mod plan;
 mod profile;
 mod validate;
@@ -24,6 +26,8 @@ pub(crate) fn run(command: Command, console: &Console) -> Result<(), Failure> {
     match command {
         Command::Generate(args) => generate::run(args, console),
         Command::Chat(args) => chat::run(args, console),
+        Command::Convert(args) => convert::run(args, console),
+        Command::Models(args) => models::run(&args),
         Command::Info(args) => info::run(args, console),
         Command::Graph(args) => graph::run(args, console),
         Command::Plan(args) => plan::run(args, console),

@@ -38,6 +38,8 @@ pub(crate) fn run(args: PlanArgs, console: &Console) -> Result<(), Failure> {
     let bandwidth = Bandwidth::new(given);
     let plan = Plan {
         family: &blueprint.info.family,
+        parameters_total: blueprint.info.parameters_total,
+        parameters_active: blueprint.info.parameters_active,
         sizes: match blueprint.sizes {
             SizesFrom::Headers => "headers of the weight files",
             SizesFrom::Config => "config.json alone",
@@ -134,6 +136,8 @@ struct Patched<'a> {
 #[derive(Serialize)]
 struct Plan<'a> {
     family: &'a str,
+    parameters_total: u64,
+    parameters_active: u64,
     sizes: &'static str,
     graph: &'static str,
     position: u32,
@@ -149,6 +153,14 @@ impl Plan<'_> {
     fn describe(&self, model: &str) -> String {
         let heading = [
             ("model", format!("{model}, {}", self.family)),
+            (
+                "parameters",
+                format!(
+                    "{}, {} of them a token",
+                    count(self.parameters_total),
+                    count(self.parameters_active)
+                ),
+            ),
             ("sizes from", self.sizes.to_owned()),
             ("token", format!("one, after {} others", grouped(self.position.into()))),
             ("bandwidth", self.bandwidth.words()),

@@ -22,7 +22,7 @@ pub(crate) fn run(args: ProfileArgs, console: &Console) -> Result<(), Failure> {
     let source = request::model_source(args.model)?;
     let load = LoadOptions {
         patch: Some(request::patch_options(&args.patch)?),
-        ..request::loading(args.dtype, args.device)
+        ..request::loading(args.dtype, args.device, &args.quantize)?
     };
     let steps = request::count("--steps", args.steps.as_deref(), STEPS)?;
     let prompt_tokens = request::count("--prompt-tokens", args.prompt_tokens.as_deref(), PROMPT_TOKENS)?;

@@ -105,7 +105,7 @@ impl TryFrom<ModelBenchArgs> for BenchRequest {
 
 fn target(model: LabModelArgs, run: LabRunArgs) -> Result<Target, Failure> {
     Ok(Target {
-        load: loading(model.dtype, model.device),
+        load: loading(model.dtype, model.device, &model.quantize)?,
         model: model_source(model.model)?,
         json: run.json,
         capsule: run.capsule,

@@ -22,7 +22,7 @@ use crate::info::LayerInfo;
 use crate::tensors::Tensors;
 
 pub(super) const FAMILY: Family =
-    Family { model_types: &["lfm2", "lfm2_moe"], sanitize, build, routers: &["feed_forward.gate"] };
+    Family { model_types: &["lfm2_moe", "lfm2"], sanitize, build, routers: &["feed_forward.gate"] };
 
 struct Config {
     vocab_size: i32,

@@ -7,6 +7,7 @@ use zmlx_graph::{Builder, Dim, Graph, GraphError, Shape};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::info::LayerInfo;
+use crate::quantize::{self, Recode, Recoded};
 use crate::tensors::{Tensors, format_alone};
 
 mod attention;
@@ -91,6 +92,18 @@ pub(crate) struct Built {
     pub(crate) graph: Graph,
     pub(crate) outline: Outline,
     pub(crate) tensors: Tensors,
+    /// Weights that the graph has in another form than the tensors.
+    pub(crate) recoded: Recoded,
+}
+
+/// All families.
+pub(crate) fn all() -> &'static [Family] {
+    FAMILIES
+}
+
+/// The names of each family, the one that it goes by first.
+pub fn groups() -> impl Iterator<Item = &'static [&'static str]> {
+    FAMILIES.iter().map(|f| f.model_types)
 }
 
 /// Names of all families.
@@ -125,12 +138,36 @@ fn finish(
     Ok((builder.finish(outline.output), outline))
 }
 
-/// Builds and checks the graph that a configuration and the tensors of its checkpoint ask for.
-pub(crate) fn build(config: &ModelConfig, mut tensors: Tensors) -> Result<Built, LoadError> {
+/// Builds and checks the graph that a configuration and the tensors of its checkpoint ask for, with its matrices in the form
+/// that `recode` wants.
+pub(crate) fn build(config: &ModelConfig, mut tensors: Tensors, recode: &Recode) -> Result<Built, LoadError> {
     let family = find(config)?;
     (family.sanitize)(config, &mut tensors)?;
-    let built = write(config, tensors, |tensors, path, columns| tensors.format(config, path, columns))?;
-    built.tensors.check(&built.graph)?;
+    let stored = write(config, tensors, |tensors, path, columns| tensors.format(config, path, columns))?;
+    stored.tensors.check(&stored.graph)?;
+    match recode {
+        Recode::Keep => Ok(stored),
+        _ => recoded(config, family, stored, recode),
+    }
+}
+
+fn recoded(
+    config: &ModelConfig,
+    family: &Family,
+    stored: Built,
+    recode: &Recode,
+) -> Result<Built, LoadError> {
+    let before = stored.graph.weights;
+    let mut built = write(config, stored.tensors, |tensors, path, columns| {
+        Ok(recode.target(family, path, columns, tensors.format(config, path, columns)?))
+    })?;
+    built.recoded = Recoded::new(&before, &built.graph.weights, quantize::float_of_config(config));
+    if built.recoded.stored.is_empty() {
+        return Err(match recode {
+            Recode::Quantize(q) => LoadError::NothingToQuantize { group_size: q.group_size },
+            _ => LoadError::NothingToDequantize,
+        });
+    }
     Ok(built)
 }
 
@@ -165,7 +202,8 @@ fn write(
         return Err(error);
     }
     check_types(&graph, &outline)?;
-    Ok(Built { family: config.model_type().to_owned(), graph, outline, tensors })
+    let recoded = Recoded::default();
+    Ok(Built { family: config.model_type().to_owned(), graph, outline, tensors, recoded })
 }
 
 /// A family that writes a graph whose shapes do not fit is found out before any weight is read.

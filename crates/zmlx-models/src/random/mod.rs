@@ -10,9 +10,9 @@
 
 mod decoders;
 mod pool;
-mod safetensors;
 mod table;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
@@ -24,12 +24,10 @@ pub use table::{MODELS, PublishedModel};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::families;
+use crate::folder::{self, FolderError, NewFolder, Shard};
 use crate::generate::Flow;
+use crate::quantize;
 use pool::Pool;
-use safetensors::Shard;
-
-/// Bits of a router, in groups of 64, as mlx-lm's converter has it.
-const ROUTER: (i32, i32) = (8, 64);
 
 /// How random weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,33 +81,9 @@ pub enum RandomError {
         /// What it may be.
         allowed: &'static str,
     },
-    /// The folder is there already.
-    #[error("{} is there already: remove it, or choose another folder", path.display())]
-    AlreadyThere {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// The disk is too full.
-    #[error("{} has room for {available} bytes, and the model takes {needed}: free some, or choose another disk", path.display())]
-    NoRoom {
-        /// The folder that would hold the model.
-        path: PathBuf,
-        /// Bytes that are free.
-        available: u64,
-        /// Bytes that the model takes.
-        needed: u64,
-    },
-    /// A file could not be written.
-    #[error("{}: {source}", path.display())]
-    Write {
-        /// The file or folder.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// The caller stopped it; nothing is left behind.
-    #[error("stopped")]
-    Stopped,
+    /// The folder could not be written.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// The family cannot make the model's graph.
     #[error(transparent)]
     Family(#[from] LoadError),
@@ -141,46 +115,25 @@ fn write_model(
 ) -> Result<RandomModel, RandomError> {
     check(options)?;
     let (config, graph) = plan(config, options)?;
-    let tensors: Vec<pool::Tensor> = graph.weights.iter().flat_map(pool::tensors).collect();
     let parameters = graph.weights.iter().map(|w| w.parameters()).sum();
-    let shards = safetensors::shards(tensors);
+    let shards = folder::shards(graph.weights.iter().flat_map(pool::tensors).collect());
     let bytes = shards.iter().map(Shard::bytes).sum();
-
-    let fail = |path: &Path| {
-        let path = path.to_owned();
-        move |source| RandomError::Write { path, source }
-    };
-    if dir.symlink_metadata().is_ok() {
-        return Err(RandomError::AlreadyThere { path: dir.to_owned() });
-    }
-    let parent = match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(parent).map_err(fail(parent))?;
-    check_room(parent, bytes)?;
-    // Beside the folder, so that renaming moves no bytes; removed if anything fails.
-    let temporary = temporary_folder(parent).map_err(fail(parent))?;
-
+    let new = NewFolder::begin(dir, bytes)?;
     let pool = Pool::new(options.seed);
     let mut done = 0;
     for shard in &shards {
-        let path = temporary.path().join(&shard.name);
-        let mut told = |n: u64| {
-            done += n;
-            progress(done, bytes)
-        };
-        match shard.write(&path, &pool, &mut told).map_err(fail(&path))? {
-            Flow::Continue => {}
-            Flow::Stop => return Err(RandomError::Stopped),
-        }
+        let failed = FolderError::write(&new.path(&shard.name));
+        new.write_shard(shard, |tensor, to: &mut dyn Write| {
+            let mut told = |n: u64| {
+                done += n;
+                progress(done, bytes)
+            };
+            folder::go_on(pool.write(tensor, to, &mut told).map_err(&failed)?)
+        })?;
     }
-    let index = safetensors::index(&shards, bytes, parameters);
-    for (name, json) in [("config.json", &config), ("model.safetensors.index.json", &index)] {
-        let path = temporary.path().join(name);
-        std::fs::write(&path, format!("{json:#}\n")).map_err(fail(&path))?;
-    }
-    std::fs::rename(temporary.path(), dir).map_err(fail(dir))?;
+    new.write_json("config.json", &config)?;
+    new.write_json("model.safetensors.index.json", &folder::index(&shards, bytes, parameters))?;
+    new.finish()?;
     let shards = shards.into_iter().map(|s| s.name).collect();
     Ok(RandomModel { dir: dir.to_owned(), shards, parameters, bytes })
 }
@@ -197,24 +150,27 @@ fn check(options: &RandomOptions) -> Result<(), RandomError> {
     Ok(())
 }
 
+/// The configuration of a published model as its random folder in 4 bits has it.
+pub(crate) fn config_of(model: &PublishedModel) -> Result<ModelConfig, LoadError> {
+    let (config, _) = plan(&(model.config)(), &RandomOptions::default())?;
+    Ok(ModelConfig::from_json(config.as_object().cloned().unwrap_or_default()))
+}
+
 /// The configuration with its quantisation, and the graph of a model stored so.
-fn plan(config: &Json, options: &RandomOptions) -> Result<(Json, zmlx_graph::Graph), RandomError> {
+fn plan(config: &Json, options: &RandomOptions) -> Result<(Json, zmlx_graph::Graph), LoadError> {
     let mut root = config.as_object().cloned().unwrap_or_default();
     let parsed = ModelConfig::from_json(root.clone());
     let family = families::find(&parsed)?;
-    let affine = |bits, group_size| Quantization { group_size, bits, mode: "affine".to_owned() };
-    // As the converter has it: rows that do not split into groups stay as they are, and routers get more bits.
+    let (bits, group_size) = (options.bits, options.group_size);
+    let all = Quantization { group_size, bits, mode: "affine".to_owned() };
     let overrides = std::cell::RefCell::new(serde_json::Map::new());
     let format_of = |path: &str, columns: i32| {
-        if columns % options.group_size != 0 {
-            return Format::Dense;
-        }
-        if family.routers.iter().any(|end| path.ends_with(end)) && columns % ROUTER.1 == 0 {
-            let setting = json!({ "bits": ROUTER.0, "group_size": ROUTER.1 });
+        let format = quantize::converted(family, &all, path, columns);
+        if let (Format::Quantized(q), true) = (&format, quantize::is_router(family, path)) {
+            let setting = json!({ "bits": q.bits, "group_size": q.group_size });
             overrides.borrow_mut().insert(path.to_owned(), setting);
-            return Format::Quantized(affine(ROUTER.0, ROUTER.1));
         }
-        Format::Quantized(affine(options.bits, options.group_size))
+        format
     };
     let (graph, _) = families::draw(family, &parsed, &format_of)?;
     let mut section = json!({ "bits": options.bits, "group_size": options.group_size, "mode": "affine" });
@@ -224,29 +180,6 @@ fn plan(config: &Json, options: &RandomOptions) -> Result<(Json, zmlx_graph::Gra
     root.insert("quantization".to_owned(), section.clone());
     root.insert("quantization_config".to_owned(), section);
     Ok((Json::Object(root), graph))
-}
-
-/// Besides its weights a folder takes a few small files.
-const SMALL_FILES: u64 = 8 << 20;
-
-fn check_room(parent: &Path, bytes: u64) -> Result<(), RandomError> {
-    let needed = bytes + SMALL_FILES;
-    let write =
-        |source: rustix::io::Errno| RandomError::Write { path: parent.to_owned(), source: source.into() };
-    let disk = rustix::fs::statvfs(parent).map_err(write)?;
-    let available = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if available < needed {
-        return Err(RandomError::NoRoom { path: parent.to_owned(), available, needed });
-    }
-    Ok(())
-}
-
-fn temporary_folder(parent: &Path) -> std::io::Result<tempfile::TempDir> {
-    use std::os::unix::fs::PermissionsExt;
-    let mut builder = tempfile::Builder::new();
-    // A model is no secret: the usual permissions, which the umask narrows.
-    builder.prefix(".random-model-").permissions(std::fs::Permissions::from_mode(0o777));
-    builder.tempdir_in(parent)
 }
 
 #[cfg(test)]

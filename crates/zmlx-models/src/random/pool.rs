@@ -4,6 +4,7 @@ use fastrand::Rng;
 use half::bf16;
 use zmlx_graph::weights::{Format, TensorSpec, Weight};
 
+use crate::folder::Entry;
 use crate::generate::Flow;
 
 /// Standard deviation of random weights, as a model has them before it is trained.
@@ -18,17 +19,11 @@ const NUMBERS: usize = 1 << 20;
 const CHUNK: usize = 1 << 20;
 
 /// A tensor to be written.
+pub(super) type Tensor = Entry<Content>;
+
+/// Where the values of a tensor come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Tensor {
-    /// Name in the checkpoint.
-    pub(super) name: String,
-    /// dtype as safetensors names it.
-    pub(super) dtype: &'static str,
-    /// Sizes of its axes.
-    pub(super) shape: Vec<i32>,
-    /// Bytes of its data.
-    pub(super) bytes: u64,
-    /// Where its values come from.
+pub(super) struct Content {
     fill: Fill,
     /// Module whose tensors are read from the same places, so that a bias belongs to its scale.
     module: String,
@@ -61,8 +56,8 @@ pub(super) fn tensors(weight: &Weight) -> Vec<Tensor> {
             _ => ("BF16", 2),
         };
         let count: u64 = spec.shape.iter().map(|&d| d as u64).product();
-        let module = weight.path.clone();
-        Tensor { name: spec.name, dtype, shape: spec.shape, bytes: count * size, fill, module }
+        let content = Content { fill, module: weight.path.clone() };
+        Tensor { name: spec.name, dtype, shape: spec.shape, bytes: count * size, content }
     };
     weight.tensors().into_iter().zip(fills).map(one).collect()
 }
@@ -120,8 +115,8 @@ impl Pool {
         to: &mut dyn Write,
         progress: &mut dyn FnMut(u64) -> Flow,
     ) -> io::Result<Flow> {
-        let pool = self.of(tensor.fill);
-        let mut rng = Rng::with_seed(self.seed ^ hash(&tensor.module));
+        let pool = self.of(tensor.content.fill);
+        let mut rng = Rng::with_seed(self.seed ^ hash(&tensor.content.module));
         let mut left = tensor.bytes;
         while left > 0 {
             let n = left.min(CHUNK as u64) as usize;

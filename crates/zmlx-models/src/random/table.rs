@@ -56,14 +56,19 @@ pub const MODELS: &[PublishedModel] = &[
         config: kimi_k25,
     },
     PublishedModel {
-        name: "lfm2_1b",
-        about: "LiquidAI/LFM2-1.2B: 1.2 B parameters, convolutions and attention, dense",
-        config: decoders::lfm2_1b,
-    },
-    PublishedModel {
         name: "lfm2_8b",
         about: "LiquidAI/LFM2-8B-A1B: 8.3 B parameters, 1.6 B active, convolutions and attention, 32 experts",
         config: lfm2_8b,
+    },
+    PublishedModel {
+        name: "lfm2_24b",
+        about: "LiquidAI/LFM2-24B-A2B: 23.8 B parameters, 2.3 B active, convolutions and attention, 64 experts",
+        config: lfm2_24b,
+    },
+    PublishedModel {
+        name: "lfm2_1b",
+        about: "LiquidAI/LFM2-1.2B: 1.2 B parameters, convolutions and attention, dense",
+        config: decoders::lfm2_1b,
     },
     PublishedModel {
         name: "ministral3_3b",
@@ -250,7 +255,20 @@ fn kimi_k25() -> Json {
 }
 
 fn lfm2_8b() -> Json {
-    let layer = |i: usize| if [2, 6, 10, 14, 18, 21].contains(&i) { "full_attention" } else { "conv" };
+    lfm2_moe(24, &[2, 6, 10, 14, 18, 21])
+}
+
+fn lfm2_24b() -> Json {
+    let mut config = lfm2_moe(40, &[2, 6, 10, 14, 18, 22, 26, 30, 34, 38]);
+    config["intermediate_size"] = json!(11_776);
+    config["moe_intermediate_size"] = json!(1536);
+    config["num_experts"] = json!(64);
+    config
+}
+
+/// LFM2-8B-A1B with so many layers and attention in some.
+fn lfm2_moe(layers: usize, attention: &[usize]) -> Json {
+    let layer = |i: usize| if attention.contains(&i) { "full_attention" } else { "conv" };
     json!({
         "architectures": ["Lfm2MoeForCausalLM"],
         "model_type": "lfm2_moe",
@@ -258,8 +276,8 @@ fn lfm2_8b() -> Json {
         "hidden_size": 2048,
         "intermediate_size": 7168,
         "moe_intermediate_size": 1792,
-        "num_hidden_layers": 24,
-        "layer_types": (0..24).map(layer).collect::<Vec<_>>(),
+        "num_hidden_layers": layers,
+        "layer_types": (0..layers).map(layer).collect::<Vec<_>>(),
         "num_dense_layers": 2,
         "num_experts": 32,
         "num_experts_per_tok": 4,

@@ -55,7 +55,8 @@ pub fn experts_apart(weights: &mut BTreeMap<String, Array>, experts: i32, rename
 /// The stock model's tokens are mlx-lm's.
 #[track_caller]
 pub fn check(dir: &Path) {
-    let options = LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, patch: None };
+    let options =
+        LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, ..LoadOptions::default() };
     let model = Model::load(dir, &options, &mut |_| {}).unwrap();
     for case in read(&dir.join("golden.json"))["f32"].as_array().unwrap() {
         let numbers = |key: &str| serde_json::from_value::<Vec<u32>>(case[key].clone()).unwrap();
