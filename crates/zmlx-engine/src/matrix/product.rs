@@ -3,24 +3,20 @@
 use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
-use super::{Coding, avx2, panel};
-use super::{Data, Float, Layout, Matrix, Rows, ScaleFormat, Stored, decode, dense, portable};
+use super::{Coding, Float, ScaleFormat, avx2, panel};
+use super::{Data, Layout, Matrix, Rows, Stored, decode, dense, portable};
 
 /// Whether AVX2, FMA and half-precision conversions are there and not ruled out by `ZMLX_SIMD`.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn has_avx2() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        static HAS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-        *HAS.get_or_init(|| {
-            let wanted = matches!(zmlx_simd::isa_name(), "avx2" | "avx512");
-            wanted
-                && is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c")
-        })
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    static HAS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *HAS.get_or_init(|| {
+        let wanted = matches!(zmlx_simd::isa_name(), "avx2" | "avx512");
+        wanted
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+    })
 }
 
 /// Rows of activations that a product takes.
@@ -421,6 +417,7 @@ fn activations(x: Rows<'_>, row: usize) -> avx2::X {
 }
 
 /// How floats are stored, as a scale format: both are read by the same loads.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn stored(float: Float) -> ScaleFormat {
     match float {
         Float::F32 => ScaleFormat::F32,
