@@ -1,5 +1,7 @@
 //! Products of every coding against double precision, from the rows that the matrix itself decodes.
 
+mod support;
+
 use std::ops::Range;
 
 use half::{bf16, f16};
@@ -349,4 +351,9 @@ fn parts_that_do_not_fit_are_refused() {
     }
     let huge = Data::Dense { elements: bytes(&[]), float: Float::F32 };
     assert!(matches!(Matrix::new(huge, usize::MAX, 2, 2), Err(MatrixError::Unsupported(_))));
+}
+
+#[test]
+fn all_of_this_holds_on_the_portable_path() {
+    support::all_again("all_of_this_holds_on_the_portable_path");
 }

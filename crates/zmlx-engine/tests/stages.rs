@@ -1,5 +1,7 @@
 //! Stages against their formulas in double precision, over several calls.
 
+mod support;
+
 use half::f16;
 use zmlx_engine::cells::Cells;
 use zmlx_engine::matrix::{Data, Float, Matrix};
@@ -364,4 +366,9 @@ fn groups_are_kept_by_the_sum_of_their_two_best() {
     let low = Some(vec![-9.0; 8]);
     assert_eq!(experts(&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], make(Ties::Lower, 1, low)), [0, 1, 2]);
     assert_eq!(experts(&row, make(Ties::Lower, 1, Some(bias))), [0, 2, 3]);
+}
+
+#[test]
+fn all_of_this_holds_on_the_portable_path() {
+    support::all_again("all_of_this_holds_on_the_portable_path");
 }

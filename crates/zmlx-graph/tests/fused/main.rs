@@ -76,3 +76,15 @@ fn every_value_of_the_cases_has_the_type_that_was_inferred() {
         }
     }
 }
+
+/// What processors without a path of their own run, in a process of its own.
+#[test]
+fn two_layers_of_everything_agree_on_the_portable_path() {
+    let program = std::env::current_exe().expect("the test program has a path");
+    let test = "adversarial::two_layers_of_everything_agree";
+    let output =
+        std::process::Command::new(program).args(["--exact", test]).env("ZMLX_SIMD", "scalar").output();
+    let output = output.expect("the test program starts");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
+}
