@@ -45,4 +45,23 @@ pub enum GraphError {
          (Model::new_state, Executor::new_state)"
     )]
     WrongState,
+    /// A call without sequences or without tokens.
+    #[error("a call of {batch} sequences of {length} tokens: both must be 1 or more")]
+    Empty {
+        /// Sequences.
+        batch: i32,
+        /// Tokens of each.
+        length: i32,
+    },
+    /// A call for more or fewer sequences than the state has seen.
+    #[error(
+        "a call of {found} sequences with a state of {expected}: go on with as many, or make a new state \
+         (Model::new_state, Executor::new_state)"
+    )]
+    WrongBatch {
+        /// Sequences of the state.
+        expected: i32,
+        /// Sequences of the call.
+        found: i32,
+    },
 }

@@ -234,7 +234,14 @@ impl Executor {
         let at = |index: usize| move |source| self.node_error(index, source);
         let input = usize::MAX;
         let (batch, length) = (tokens.dim(0).map_err(at(input))?, tokens.dim(1).map_err(at(input))?);
-        let outputs = wanted.rows(length.max(0) as usize) as i32;
+        if batch < 1 || length < 1 {
+            return Err(GraphError::Empty { batch, length });
+        }
+        let expected = *state.batch.get_or_insert(batch);
+        if expected != batch {
+            return Err(GraphError::WrongBatch { expected, found: batch });
+        }
+        let outputs = wanted.rows(length as usize) as i32;
         let mut values: Values = vec![Vec::new(); self.graph.nodes.len()];
         for step in &self.plan.steps {
             let done = match step {

@@ -177,12 +177,14 @@ pub struct State {
     pub(crate) slots: Vec<SlotValue>,
     pub(crate) engine: Vec<zmlx_engine::program::Slot>,
     pub(crate) position: i32,
+    /// How many sequences it is of; not known before the first call.
+    pub(crate) batch: Option<i32>,
 }
 
 impl State {
     pub(crate) fn new(slots: &[Slot]) -> Self {
         let slots = slots.iter().map(|s| SlotValue::new(s.kind)).collect();
-        Self { slots, engine: Vec::new(), position: 0 }
+        Self { slots, engine: Vec::new(), position: 0, batch: None }
     }
 
     /// Number of positions seen.

@@ -65,6 +65,27 @@ fn wrong_graphs_weights_and_states_are_named() -> Result<()> {
 }
 
 #[test]
+fn calls_that_a_state_cannot_take_are_refused() -> Result<()> {
+    let executor = Executor::new(Arc::new(tied()), |spec| {
+        Array::from_vec(vec![1.0f32; spec.shape.iter().product::<i32>() as usize], &spec.shape).ok()
+    });
+    let executor = executor.unwrap();
+    let ids =
+        |batch: i32, length: i32| Array::from_vec(vec![0u32; (batch * length) as usize], &[batch, length]);
+    let mut state = executor.new_state();
+    for (batch, length) in [(1, 0), (0, 1)] {
+        let error = executor.run(&ids(batch, length)?, &mut state).unwrap_err();
+        assert_eq!(error, GraphError::Empty { batch, length });
+    }
+    executor.run(&ids(2, 3)?, &mut state).unwrap();
+    let error = executor.run(&ids(3, 1)?, &mut state).unwrap_err();
+    assert_eq!(error, GraphError::WrongBatch { expected: 2, found: 3 });
+    assert_eq!(state.position(), 3);
+    executor.run(&ids(2, 1)?, &mut state).unwrap();
+    Ok(())
+}
+
+#[test]
 fn caches_grow_in_steps_and_keep_their_order() -> Result<()> {
     let dense = |_: &str, _: i32| Format::Dense;
     let mut b = Builder::new(&dense);
