@@ -13,6 +13,10 @@ pub const EXCUSED_BELOW: f64 = 1e-3;
 /// Mean `KL(stock || patched)` that class `bounded` may reach, in nats.
 pub const BOUNDED_KL: f64 = 1e-3;
 
+/// Largest absolute difference of two logits that class `bounded` may reach: it moves the ratio of two probabilities by less
+/// than a factor of three (`e^(2 * 0.5)`).
+pub const BOUNDED_MAX_ABS: f64 = 0.5;
+
 /// Top-1 agreement that class `bounded` must reach.
 pub const BOUNDED_AGREEMENT: f64 = 0.99;
 
@@ -24,8 +28,8 @@ pub enum Class {
     BitExact,
     /// The same greedy tokens, but for flips that [`Flip::excused`] marks.
     TokenIdentical,
-    /// An error no larger than stock's own against float32, mean KL up to [`BOUNDED_KL`], top-1 agreement from
-    /// [`BOUNDED_AGREEMENT`].
+    /// An error no larger than stock's own against float32 (where stock is not float32 itself), mean KL up to [`BOUNDED_KL`],
+    /// differences of logits up to [`BOUNDED_MAX_ABS`], top-1 agreement from [`BOUNDED_AGREEMENT`].
     Bounded,
 }
 
@@ -174,7 +178,7 @@ impl Gate {
     ///   same length; with an independent reference, neither the largest nor the mean error exceeds stock's own.
     /// * `bit-exact`: no difference at all, in tokens or logits.
     /// * `token-identical`: no flip that is not excused, in greedy tokens or under teacher forcing.
-    /// * `bounded`: mean KL and top-1 agreement within their bounds; flips are remarks.
+    /// * `bounded`: mean KL, largest difference and top-1 agreement within their bounds; flips are remarks.
     pub fn judge(class: Class, prompts: &[PromptFidelity], reference: Option<&ReferenceErrors>) -> Self {
         let mut gate = Self::default();
         for prompt in prompts {
@@ -231,6 +235,13 @@ impl Gate {
             let (kl, agreement) = (found.logits.kl_mean, found.logits.top1_agreement);
             if kl > BOUNDED_KL {
                 self.failures.push(format!("{}: mean KL {kl:.2e} is above {BOUNDED_KL:.0e}", found.prompt));
+            }
+            let largest = found.logits.max_abs;
+            if largest > BOUNDED_MAX_ABS {
+                self.failures.push(format!(
+                    "{}: logits differ by up to {largest:.2e}, above {BOUNDED_MAX_ABS}",
+                    found.prompt
+                ));
             }
             // A near-tie says nothing of a kernel, so an excused flip counts as agreement.
             let excused = found.logits.flips.iter().filter(|f| f.excused).count() as f64;
@@ -348,6 +359,8 @@ mod tests {
         assert!(!passes(Class::Bounded, &with(1.1e-3, 1.0, vec![])));
         assert!(!passes(Class::Bounded, &with(0.0, 0.98, vec![flip(0.1), flip(0.2)])));
         assert!(passes(Class::Bounded, &with(0.0, 0.98, vec![flip(1e-4), flip(0.2)])), "one is a near-tie");
+        let far = |max_abs| found(LogitDifference { max_abs, top1_agreement: 1.0, ..Default::default() });
+        assert!(passes(Class::Bounded, &far(0.5)) && !passes(Class::Bounded, &far(0.51)));
     }
 
     #[test]

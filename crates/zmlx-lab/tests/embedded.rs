@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use zmlx_lab::capsule::Kind;
+use zmlx_lab::fidelity::Class;
 use zmlx_lab::roofline::Bound;
 use zmlx_lab::{
     Arm, BenchOptions, Capsule, LabError, Prompt, Reference, Subject, ValidateOptions, Validated, bench,
@@ -65,6 +66,24 @@ fn stock_against_itself_has_no_difference_at_all() {
     assert_eq!(Capsule::read(&path).unwrap(), capsule);
     assert!(report::text(&capsule).contains("PASS as bit-exact: 30 of 30 greedy tokens equal"));
     assert!(report::html(&[("c".into(), capsule)]).contains("<svg"));
+}
+
+/// The preset with bounded ops is judged by their bounds, and there is something to judge.
+#[test]
+fn bounded_ops_are_held_to_their_bounds() {
+    let patch = PatchOptions { preset: Preset::Fast, environment: false, ..PatchOptions::default() };
+    let found =
+        run(DtypeChoice::F32, &ValidateOptions { patch, runs: 1, max_tokens: 24, ..small() }).unwrap();
+    let fidelity = found.capsule.fidelity.unwrap();
+    assert_eq!(fidelity.class, Class::Bounded);
+    assert!(fidelity.gate.passed, "{:?}", fidelity.gate);
+    let pattern = found.capsule.patterns.iter().find(|p| p.name == "kv_f16").unwrap();
+    assert!(pattern.matched == 2 && pattern.executed > 0, "{pattern:?}");
+    let strict = PatchOptions { environment: false, ..PatchOptions::default() };
+    let strict = ValidateOptions { patch: strict, runs: 1, max_tokens: 24, ..small() };
+    let strict = run(DtypeChoice::F32, &strict).unwrap().capsule.fidelity.unwrap();
+    assert_eq!(strict.class, Class::TokenIdentical);
+    assert!(fidelity.logits.mean_abs > strict.logits.mean_abs, "half precision does round");
 }
 
 /// bf16 on the CPU loses digits: stock's error against float32 is really measured, and patched equals it here.

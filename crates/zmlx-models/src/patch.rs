@@ -257,6 +257,11 @@ mod tests {
         let all = names(&PatchOptions::default(), None, &[]).unwrap();
         assert!(all.contains(&"moe_mlp") && all.contains(&"router"));
         let base = PatchOptions::default();
+        let fast = PatchOptions { preset: Preset::Fast, ..base.clone() };
+        let fast = names(&fast, None, &[]).unwrap();
+        assert!(fast.contains(&"kv_f16") && !all.contains(&"kv_f16"), "{fast:?} {all:?}");
+        assert!(all.iter().all(|name| fast.contains(name)));
+        assert_eq!(names(&base, Some("fast"), &[("ZMLX_PATTERN_KV_F16", "0")]).unwrap(), all);
         assert_eq!(names(&PatchOptions::none(), None, &[]).unwrap(), Vec::<&str>::new());
         assert_eq!(names(&base, Some("none"), &[]).unwrap(), Vec::<&str>::new());
         assert_eq!(names(&base, Some("moe_mlp, router"), &[]).unwrap(), ["router", "moe_mlp"]);

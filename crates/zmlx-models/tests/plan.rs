@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use zmlx_models::random::MODELS;
 use zmlx_models::{
     Blueprint, DeviceChoice, DtypeChoice, GenerateError, LoadError, LoadOptions, Model, ModelConfig,
-    PatchOptions, ProfileOptions, SizesFrom, inspect,
+    PatchOptions, Preset, ProfileOptions, SizesFrom, inspect,
 };
 
 fn embedded() -> PathBuf {
@@ -26,6 +26,10 @@ fn load(folder: &Path) -> Model {
 
 fn default_preset() -> PatchOptions {
     PatchOptions { environment: false, ..PatchOptions::default() }
+}
+
+fn fast_preset() -> PatchOptions {
+    PatchOptions { preset: Preset::Fast, ..default_preset() }
 }
 
 fn only(patterns: &[&str]) -> PatchOptions {
@@ -120,6 +124,11 @@ fn the_embedded_model_patched_costs_what_was_counted() {
     assert_eq!((cost.total.state_read, cost.total.state_written), (kv + conv, kv + conv));
     let later = patched.decode_cost(1000).unwrap().total;
     assert_eq!((later.state_read, later.launches), (1001 * kv + conv, cost.total.launches));
+    // With a cache in half precision.
+    let half = Blueprint::read(&embedded()).unwrap().patched(&fast_preset()).unwrap();
+    let later = half.decode_cost(1000).unwrap().total;
+    assert_eq!((later.state_read, later.state_written), (1001 * kv / 2 + conv, kv / 2 + conv));
+    assert_eq!((later.launches, later.weight_bytes), (cost.total.launches, bytes));
 }
 
 /// What is counted from the graph is what the executor does, and what it holds.
@@ -127,7 +136,7 @@ fn the_embedded_model_patched_costs_what_was_counted() {
 fn counts_of_plans_are_those_of_loaded_models() {
     let some = [only(&["moe_mlp", "router"]), only(&["qkv_rope_append", "attention_out", "lm_head"])];
     let choices: Vec<PatchOptions> =
-        some.into_iter().chain([default_preset(), PatchOptions::none()]).collect();
+        some.into_iter().chain([default_preset(), fast_preset(), PatchOptions::none()]).collect();
     for folder in small_models() {
         let blueprint = Blueprint::read(&folder).unwrap();
         for options in &choices {
