@@ -2,6 +2,8 @@
 //! says the allowed range when they have none.
 
 mod convert;
+mod kernels;
+mod lab;
 mod measure;
 
 use std::path::PathBuf;
@@ -9,6 +11,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use convert::{ConvertArgs, ModelsArgs, QuantizeArgs};
+pub(crate) use kernels::{
+    BenchArgs, KernelDtype, KernelInputArgs, KernelsArgs, KernelsCommand, ShowArgs, SourceLanguage, TuneArgs,
+};
+pub(crate) use lab::{LabArgs, LabCommand, RandomModelArgs, SmartPatchArgs};
 pub(crate) use measure::{
     CapsuleCommand, CompareArgs, LabModelArgs, LabRunArgs, ModelBenchArgs, ReferenceArg, ReportArgs,
     ValidateArgs,
@@ -351,175 +357,6 @@ pub(crate) struct DoctorArgs {
     /// Print one JSON record on stdout
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// Arguments of `zmlx kernels`.
-#[derive(Debug, Args)]
-pub(crate) struct KernelsArgs {
-    /// What to do with kernels [default: list the catalogue]
-    #[command(subcommand)]
-    pub(crate) command: Option<KernelsCommand>,
-    /// List this family only, such as softmax
-    #[arg(long, value_name = "FAMILY")]
-    pub(crate) family: Option<String>,
-    /// Print one JSON record on stdout
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// The commands of `zmlx kernels`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum KernelsCommand {
-    /// Show a kernel: text, gradient, generated source, costs
-    Show(ShowArgs),
-    /// Time kernels beside the same computation in plain MLX ops
-    Bench(BenchArgs),
-    /// Measure launch parameters of a kernel and store the best
-    Tune(TuneArgs),
-}
-
-/// Shape and type of a kernel's inputs.
-#[derive(Debug, Args)]
-pub(crate) struct KernelInputArgs {
-    /// Shape that the kernel runs over, such as 4096x4096 [default: 4096x4096, for gates 4096x128, for kernels that
-    /// read at computed places their own]
-    #[arg(long, value_name = "SHAPE", allow_hyphen_values = true)]
-    pub(crate) shape: Option<String>,
-    /// Type of the float inputs
-    #[arg(long, value_name = "DTYPE", value_enum, default_value_t = KernelDtype::F32)]
-    pub(crate) dtype: KernelDtype,
-}
-
-/// Type of a kernel's float inputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum KernelDtype {
-    F32,
-    F16,
-    Bf16,
-}
-
-/// A language of generated source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum SourceLanguage {
-    Metal,
-    Cuda,
-}
-
-/// Arguments of `zmlx kernels show`.
-#[derive(Debug, Args)]
-pub(crate) struct ShowArgs {
-    /// A name of the catalogue, or an expression such as 'x * sigmoid(x)'
-    #[arg(value_name = "NAME|EXPRESSION", allow_hyphen_values = true)]
-    pub(crate) kernel: String,
-    /// Print the whole source for a GPU instead
-    #[arg(long, value_name = "LANGUAGE", value_enum, conflicts_with = "explain")]
-    pub(crate) source: Option<SourceLanguage>,
-    /// Print passes, bytes, operations and the least time instead
-    #[arg(long)]
-    pub(crate) explain: bool,
-    /// With --source or --explain: of the gradient's kernel
-    #[arg(long)]
-    pub(crate) grad: bool,
-    /// With --explain: GB/s that the device moves [default: what a copy on this device moves]
-    #[arg(long, value_name = "GB/S", allow_hyphen_values = true, requires = "explain")]
-    pub(crate) bandwidth: Option<String>,
-    /// Shape and type.
-    #[command(flatten)]
-    pub(crate) inputs: KernelInputArgs,
-}
-
-/// Arguments of `zmlx kernels bench`.
-#[derive(Debug, Args)]
-pub(crate) struct BenchArgs {
-    /// Names of the catalogue [default: ten usual ones]
-    #[arg(value_name = "NAME")]
-    pub(crate) kernels: Vec<String>,
-    /// Shape and type.
-    #[command(flatten)]
-    pub(crate) inputs: KernelInputArgs,
-    /// Where to compute; auto takes a GPU when there is one
-    #[arg(long, value_name = "DEVICE", value_enum, default_value_t = Device::Auto)]
-    pub(crate) device: Device,
-    /// Timings of each, 3 to 10000 [default: 11]
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub(crate) samples: Option<String>,
-    /// Print one JSON record on stdout
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Arguments of `zmlx kernels tune`.
-#[derive(Debug, Args)]
-pub(crate) struct TuneArgs {
-    /// A name of the catalogue, or an expression such as 'x * sigmoid(x)'
-    #[arg(value_name = "NAME|EXPRESSION", allow_hyphen_values = true)]
-    pub(crate) kernel: String,
-    /// Shape and type.
-    #[command(flatten)]
-    pub(crate) inputs: KernelInputArgs,
-    /// Where to compute; auto takes a GPU when there is one
-    #[arg(long, value_name = "DEVICE", value_enum, default_value_t = Device::Auto)]
-    pub(crate) device: Device,
-}
-
-/// Arguments of `zmlx lab`.
-#[derive(Debug, Args)]
-pub(crate) struct LabArgs {
-    /// The tool
-    #[command(subcommand)]
-    pub(crate) command: LabCommand,
-}
-
-/// The commands of `zmlx lab`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum LabCommand {
-    /// Write a model folder with random weights at the shapes of a published model, to measure speed with
-    RandomModel(RandomModelArgs),
-    /// Measure which patterns pay for a model on this machine, and remember it for --preset smart
-    SmartPatch(SmartPatchArgs),
-}
-
-/// Arguments of `zmlx lab smart-patch`.
-#[derive(Debug, Args)]
-pub(crate) struct SmartPatchArgs {
-    /// Model folder, GGUF file, or a Hugging Face id such as org/name [default: the embedded model]
-    #[arg(value_name = "DIR|FILE|ID")]
-    pub(crate) model: Option<String>,
-    /// Rounds of each comparison, 3 to 1000 [default: 5]
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub(crate) rounds: Option<String>,
-    /// Tokens to generate in each, 2 or more [default: 32]
-    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true)]
-    pub(crate) max_tokens: Option<String>,
-    /// Patching: what there is to choose from.
-    #[command(flatten)]
-    pub(crate) patch: PatchArgs,
-    /// Print one JSON record on stdout
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Arguments of `zmlx lab random-model`.
-#[derive(Debug, Args)]
-pub(crate) struct RandomModelArgs {
-    /// Whose shapes: see --list
-    #[arg(value_name = "NAME", required_unless_present = "list")]
-    pub(crate) name: Option<String>,
-    /// Folder to write; it must not be there yet
-    #[arg(long, value_name = "DIR", required_unless_present = "list")]
-    pub(crate) out: Option<PathBuf>,
-    /// Bits of a weight: 2, 3, 4, 5, 6 or 8 [default: 4]
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub(crate) bits: Option<String>,
-    /// Weights that share a scale: 32, 64 or 128 [default: 64]
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub(crate) group_size: Option<String>,
-    /// Seed of the values; the same one gives the same bytes [default: 0]
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub(crate) seed: Option<String>,
-    /// List the names instead
-    #[arg(long, conflicts_with_all = ["name", "out", "bits", "group_size", "seed"])]
-    pub(crate) list: bool,
 }
 
 /// Arguments of `zmlx completions`.
