@@ -41,8 +41,9 @@ pub static ALL: &[&Pattern] = &[
     &attention_out::PATTERN,
     &glm47_rope::PATTERN,
     &skv_mla::PATTERN,
-    &kv_f16::PATTERN,
     &sparse_mla::PATTERN,
+    // After all that look for the ops whose caches it changes.
+    &kv_f16::PATTERN,
     &short_conv::PATTERN,
     &deltanet::PATTERN,
     &router::PATTERN,

@@ -118,7 +118,11 @@ pub fn cases(pattern: &str, storage: &Storage, variant: usize) -> Vec<Case> {
             let latent = draft("latent kv_f16", storage, variant, &["glm47_rope", "skv_mla"], |d| {
                 (latent_attention(d, Latent::WithProduct), Kind::Numbers)
             });
-            vec![plain, latent]
+            let sparse =
+                draft("latent sparse kv_f16", storage, variant, &["glm47_rope", "sparse_mla"], |d| {
+                    (latent_attention(d, Latent::Sparse), Kind::Numbers)
+                });
+            vec![plain, latent, sparse]
         }
         "short_conv" => one(&[], short_conv),
         "deltanet" => [false, true]

@@ -17,6 +17,21 @@ fn every_pattern_has_cases() {
     }
 }
 
+/// What changes a cache is tried after all that look for who keeps it.
+#[test]
+fn half_precision_leaves_attention_fused() {
+    let all: Vec<&str> = patterns::ALL.iter().map(|p| p.name).collect();
+    for attention in ["attention_out", "skv_mla", "sparse_mla"] {
+        for case in cases(attention, &formats()[0], 0) {
+            let done = compare::rewritten(&case.graph, &all);
+            for name in [attention, "kv_f16"] {
+                let found = compare::report(&done, name);
+                assert!(found.matched > 0, "{}, {name}: {:?}\n{}", case.label, found.refused, done.graph);
+            }
+        }
+    }
+}
+
 /// Calls in which a sequence is fed: short ones and single tokens in turn.
 const SHORT: &[Calls] = &[(1, &[1, 2, 1, 3, 1, 5, 17, 1]), (3, &[2, 1, 5, 1])];
 
