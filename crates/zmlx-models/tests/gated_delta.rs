@@ -161,7 +161,7 @@ fn configurations_that_cannot_be() {
     fn drop_key(config: &mut Json, key: &str) {
         config.as_object_mut().unwrap().remove(key);
     }
-    let cases: [(&str, Edit, &[&str]); 23] = [
+    let cases: [(&str, Edit, &[&str]); 24] = [
         (NEXT, |c| drop_key(c, "linear_num_value_heads"), &["linear_num_value_heads", "missing"]),
         (NEXT, |c| c["linear_num_value_heads"] = json!(3), &["linear_attn.out_proj", "384 columns"]),
         (
@@ -171,6 +171,14 @@ fn configurations_that_cannot_be() {
         ),
         (NEXT, |c| c["linear_conv_kernel_dim"] = json!(1), &["linear_conv_kernel_dim", "2 or more"]),
         (NEXT, |c| c["linear_key_head_dim"] = json!(16_777_216), &["in_proj_qkvz", "expected shape"]),
+        (
+            NEXT,
+            |c| {
+                c["linear_num_value_heads"] = json!(128);
+                c["linear_value_head_dim"] = json!(16_777_216);
+            },
+            &["linear_num_value_heads", "too many"],
+        ),
         (NEXT, |c| c["partial_rotary_factor"] = json!(0.001), &["partial_rotary_factor", "even"]),
         (NEXT, |c| c["partial_rotary_factor"] = json!(1.5), &["partial_rotary_factor", "from 2 to 256"]),
         (NEXT, |c| c["rope_scaling"] = json!({ "rope_type": "yarn" }), &["rope_scaling.factor", "missing"]),
