@@ -74,7 +74,13 @@ impl Config {
             c.positive_or("rope_theta", Some(1_000_000.0))?,
             c.positive_or("rope_local_base_freq", Some(10_000.0))?,
         );
-        let ropes = [Rope::read(c, head_dim, theta, false)?, Rope::plain(head_dim, local, false)];
+        let of = |kind: &str, base: f64| Rope::of_layers(c, kind, head_dim, base, false);
+        let full = match of("full_attention", theta)? {
+            Some(rope) => rope,
+            None => Rope::read(c, head_dim, theta, false)?,
+        };
+        let sliding = of("sliding_attention", local)?;
+        let ropes = [full, sliding.unwrap_or_else(|| Rope::plain(head_dim, local, false))];
         let (layers, pattern) = (layer_count(c)?, or("sliding_window_pattern", 6)?);
         check_types(c, layers, pattern)?;
         Ok(Self {

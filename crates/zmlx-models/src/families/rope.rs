@@ -52,6 +52,25 @@ impl Rope {
         Ok(Self::plain(dims, base, traditional))
     }
 
+    /// As the section of `rope_parameters` for layers of that kind says, if it has sections for kinds of layers: newer
+    /// configurations do where they differ. `base` is meant where it names none.
+    pub(super) fn of_layers(
+        c: &ModelConfig,
+        kind: &str,
+        dims: i32,
+        base: f64,
+        traditional: bool,
+    ) -> Result<Option<Self>, LoadError> {
+        let Some(values) = c.get("rope_parameters").and_then(|p| p.get(kind)) else { return Ok(None) };
+        let key = format!("rope_parameters.{kind}");
+        if !values.is_object() {
+            return Err(c.wrong(&key, values, "an object"));
+        }
+        let section = Section { key: &key, values };
+        let base = section.number("rope_theta", Some(base))?;
+        section.rope(c, dims, base, traditional).map(Some)
+    }
+
     /// With the powers of a base.
     pub(super) fn plain(dims: i32, base: f64, traditional: bool) -> Self {
         Self { dims, base, traditional, kind: RopeKind::Positions(1.0), mscale: 1.0 }
@@ -242,6 +261,31 @@ mod tests {
             assert!((m - magnitude).abs() < 1e-12, "{section}: {m}");
             let found = found.array(8).unwrap().to_vec::<f32>().unwrap();
             assert_eq!(found, freqs.map(|f: f64| f as f32), "{section}");
+        }
+    }
+
+    #[test]
+    fn kinds_of_layers_have_sections_of_their_own() {
+        let config = |parameters: Json| {
+            let root = json!({ "rope_parameters": parameters }).as_object().cloned().unwrap_or_default();
+            ModelConfig::from_json(root)
+        };
+        let of = |parameters: Json| {
+            let read = Rope::of_layers(&config(parameters), "full_attention", 8, 1e4, false);
+            read.map_err(|e| e.to_string())
+        };
+        assert_eq!(of(json!({ "rope_theta": 5.0 })), Ok(None));
+        let full = json!({ "full_attention": { "rope_type": "linear", "factor": 8.0, "rope_theta": 1e6 } });
+        let found = of(full).unwrap().unwrap();
+        assert_eq!((found.base, &found.kind), (1e6, &RopeKind::Positions(0.125)));
+        let plain = json!({ "full_attention": { "rope_type": "default" } });
+        assert_eq!(of(plain), Ok(Some(Rope::plain(8, 1e4, false))));
+        for (wrong, word) in [
+            (json!({ "full_attention": 3 }), "rope_parameters.full_attention"),
+            (json!({ "full_attention": { "rope_type": "linear" } }), "rope_parameters.full_attention.factor"),
+        ] {
+            let error = of(wrong).unwrap_err();
+            assert!(error.contains(word), "{error}");
         }
     }
 
