@@ -1,6 +1,7 @@
 //! What can be typed. Numbers stay text here: [`crate::request`] gives them their meaning and
 //! says the allowed range when they have none.
 
+mod caches;
 mod convert;
 mod kernels;
 mod lab;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use caches::CacheArgs;
 pub(crate) use convert::{ConvertArgs, ModelsArgs, QuantizeArgs};
 pub(crate) use kernels::{
     BenchArgs, KernelDtype, KernelInputArgs, KernelsArgs, KernelsCommand, ShowArgs, SourceLanguage, TuneArgs,
@@ -207,6 +209,9 @@ pub(crate) struct GenerateArgs {
     /// Print one JSON record on stdout and nothing else
     #[arg(long)]
     pub(crate) json: bool,
+    /// Caches.
+    #[command(flatten)]
+    pub(crate) caches: CacheArgs,
     /// Sampling.
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
@@ -224,6 +229,9 @@ pub(crate) struct ChatArgs {
     /// Print speeds, memory, type, device and finish reason on stderr after each reply
     #[arg(long)]
     pub(crate) stats: bool,
+    /// Caches.
+    #[command(flatten)]
+    pub(crate) caches: CacheArgs,
     /// Sampling.
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use zmlx_lab::LabError;
-use zmlx_models::{FolderError, PatchError};
+use zmlx_models::{FolderError, PatchError, PromptCacheError};
 
 use crate::output::{self, Console};
 
@@ -63,6 +63,16 @@ impl Failure {
             FolderError::Stopped => Self::Interrupted,
             FolderError::AlreadyThere { .. } => Self::Usage(error.into()),
             _ => Self::Runtime(error.into()),
+        }
+    }
+
+    /// A file of caches that could not be used or written.
+    pub(crate) fn prompt_cache(error: PromptCacheError) -> Self {
+        match error {
+            PromptCacheError::Saved(_) | PromptCacheError::Mlx(_) | PromptCacheError::Load(_) => {
+                Self::Runtime(error.into())
+            }
+            _ => Self::Usage(error.into()),
         }
     }
 

@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod caches;
 mod commands;
 mod failure;
 mod input;

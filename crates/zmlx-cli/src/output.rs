@@ -191,9 +191,14 @@ pub(crate) fn finish_word(reason: &FinishReason) -> &'static str {
 
 /// The `--stats` line.
 pub(crate) fn stats_line(completion: &Completion) -> String {
+    let checkpoints = match completion.checkpoint_bytes {
+        0 => String::new(),
+        kept => format!(" | checkpoints: {}", bytes(kept)),
+    };
     format!(
-        "prompt: {} tokens, {:.1} tok/s | decode: {} tokens, {:.1} tok/s | peak memory: {} | {} on {} | finish: {}",
+        "prompt: {} tokens ({} reused), {:.1} tok/s | decode: {} tokens, {:.1} tok/s | peak memory: {}{checkpoints} | {} on {} | finish: {}",
         completion.prompt_ids.len(),
+        completion.reused_tokens,
         completion.prompt_tps,
         completion.tokens.len(),
         completion.decode_tps,

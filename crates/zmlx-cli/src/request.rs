@@ -1,5 +1,6 @@
 //! What was meant: arguments checked against their ranges and turned into the library's options.
 
+mod caches;
 mod measure;
 
 use std::fmt::Display;
@@ -16,6 +17,7 @@ use crate::args::{
 };
 use crate::failure::Failure;
 
+pub(crate) use caches::CacheRequest;
 pub(crate) use measure::{BenchRequest, ValidateRequest};
 
 /// Modes of quantisation.
@@ -100,6 +102,8 @@ pub(crate) struct GenerateRequest {
     pub(crate) raw: bool,
     /// Sampling and stopping.
     pub(crate) options: GenerateOptions,
+    /// Files of caches.
+    pub(crate) caches: CacheRequest,
     /// How to print.
     pub(crate) format: Format,
     /// Print the statistics line.
@@ -118,6 +122,8 @@ pub(crate) struct ChatRequest {
     pub(crate) system: Option<String>,
     /// Sampling and stopping.
     pub(crate) options: GenerateOptions,
+    /// Files of caches.
+    pub(crate) caches: CacheRequest,
     /// Print the statistics line after each reply.
     pub(crate) stats: bool,
 }
@@ -148,7 +154,8 @@ impl GenerateRequest {
         };
         let mut options = generate_options(args.sampling, MAX_TOKENS)?;
         options.ignore_eos = args.ignore_eos;
-        let (load, smart) = load_options(&args.model)?;
+        let (mut load, smart) = load_options(&args.model)?;
+        load.kv_quantization = caches::kv_quantization(&args.caches)?;
         Ok(Self {
             load,
             smart,
@@ -157,6 +164,7 @@ impl GenerateRequest {
             system: args.system,
             raw: args.raw,
             options,
+            caches: CacheRequest::from(&args.caches),
             format: if args.json { Format::Json } else { Format::Stream },
             stats: args.stats,
         })
@@ -167,13 +175,15 @@ impl TryFrom<ChatArgs> for ChatRequest {
     type Error = Failure;
 
     fn try_from(args: ChatArgs) -> Result<Self, Failure> {
-        let (load, smart) = load_options(&args.model)?;
+        let (mut load, smart) = load_options(&args.model)?;
+        load.kv_quantization = caches::kv_quantization(&args.caches)?;
         Ok(Self {
             load,
             smart,
             model: model_source(args.model.model)?,
             system: args.system,
             options: generate_options(args.sampling, CHAT_MAX_TOKENS)?,
+            caches: CacheRequest::from(&args.caches),
             stats: args.stats,
         })
     }
@@ -230,7 +240,12 @@ fn load_options(args: &ModelArgs) -> Result<(LoadOptions, Smart), Failure> {
 /// How a model is loaded, unpatched.
 pub(crate) fn loading(dtype: Dtype, device: Device, quantize: &QuantizeArgs) -> Result<LoadOptions, Failure> {
     let quantize = quantization(quantize, None)?;
-    Ok(LoadOptions { dtype: dtype_choice(dtype), device: device_choice(device), patch: None, quantize })
+    Ok(LoadOptions {
+        dtype: dtype_choice(dtype),
+        device: device_choice(device),
+        quantize,
+        ..LoadOptions::default()
+    })
 }
 
 /// A type of floats.

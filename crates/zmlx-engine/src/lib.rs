@@ -5,6 +5,7 @@
 //! it with its [`Team`](team::Team) for any number of tokens.
 
 pub mod cells;
+pub mod kept;
 pub mod matrix;
 pub mod memory;
 pub mod program;

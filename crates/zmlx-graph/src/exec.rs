@@ -210,7 +210,7 @@ impl Executor {
     }
 
     /// Whether the state is one of this executor.
-    fn check_state(&self, state: &State) -> Result<()> {
+    pub(crate) fn check_state(&self, state: &State) -> Result<()> {
         let same = |(index, slot): (usize, &SlotValue)| match (slot, self.plan.slots.get(&SlotId(index))) {
             (SlotValue::Engine(found), Some(expected)) => found == expected,
             (SlotValue::Engine(_), None) | (_, Some(_)) => false,

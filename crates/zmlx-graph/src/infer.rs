@@ -134,6 +134,7 @@ pub(crate) fn promoted(
 pub(crate) fn wrong_slot(slot: &Slot, expected: impl fmt::Display) -> ShapeError {
     let found = match slot.kind {
         SlotKind::KvCache => "keys and values".to_owned(),
+        SlotKind::QuantizedKvCache(q) => format!("keys and values in {} bits", q.bits),
         SlotKind::WindowCache { window } => format!("keys and values of {window} positions"),
         SlotKind::ConvState { keep } => format!("the last {keep} inputs of a convolution"),
         SlotKind::DeltaState => "the state of a delta net".to_owned(),

@@ -2,6 +2,8 @@
 
 use zmlx_mlx::{Array, Result, ops};
 
+use crate::quantized_cache::{KvQuantization, QuantizedKvCache};
+
 /// Number of a state slot in its graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SlotId(pub(crate) usize);
@@ -11,6 +13,8 @@ pub struct SlotId(pub(crate) usize);
 pub enum SlotKind {
     /// Keys and values of all positions so far.
     KvCache,
+    /// The same in few bits.
+    QuantizedKvCache(KvQuantization),
     /// Keys and values of the last positions, for attention with a sliding window.
     WindowCache {
         /// How many positions a query sees, the own one included.
@@ -26,7 +30,23 @@ pub enum SlotKind {
 }
 
 impl SlotKind {
-    /// Whether it holds keys and values.
+    /// Its name in files and in printed graphs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::KvCache => "kv_cache",
+            Self::QuantizedKvCache(_) => "quantized_kv_cache",
+            Self::WindowCache { .. } => "window_cache",
+            Self::ConvState { .. } => "conv_state",
+            Self::DeltaState => "delta_state",
+        }
+    }
+
+    /// Whether it can always go back to an earlier position by forgetting what came after it.
+    pub fn rewinds(self) -> bool {
+        matches!(self, Self::KvCache | Self::QuantizedKvCache(_))
+    }
+
+    /// Whether it holds keys and values, in the model's dtype.
     pub fn holds_keys(self) -> bool {
         matches!(self, Self::KvCache | Self::WindowCache { .. })
     }
@@ -82,7 +102,7 @@ impl KvCache {
         let added = keys.dim(2)?;
         let end = self.len + added;
         // The first position that is needed.
-        let first = self.window.map_or(0, |w| (self.len - (w - 1)).max(0));
+        let first = self.first_seen(self.len);
         let fits = |capacity: i32| {
             let roomy = self.window.is_some() && capacity > end - first + 2 * KV_STEP;
             capacity >= end - self.dropped && !roomy
@@ -120,6 +140,40 @@ impl KvCache {
         Ok(used)
     }
 
+    /// The arrays it holds, with their room for more positions.
+    pub fn arrays(&self) -> Vec<&Array> {
+        self.buffers.iter().flat_map(|(k, v)| [k, v]).collect()
+    }
+
+    /// The first position that the one after `position` others sees.
+    fn first_seen(&self, position: i32) -> i32 {
+        self.window.map_or(0, |w| (position - (w - 1)).max(0))
+    }
+
+    /// Keys and values `[batch, kv_heads, positions, head_dim]` of as many of the last positions as any later one sees, and
+    /// the first of these positions. `None` if nothing was appended.
+    pub fn kept(&self) -> Result<Option<(Array, Array, i32)>> {
+        let Some((k, v)) = &self.buffers else { return Ok(None) };
+        let first = self.first_seen(self.len);
+        let (from, to) = (first - self.dropped, self.len - self.dropped);
+        Ok(Some((k.slice_axis(2, from, to)?, v.slice_axis(2, from, to)?, first)))
+    }
+
+    /// A cache that goes on after `len` positions, of which it has those from `first` on.
+    pub(crate) fn of(buffers: (Array, Array), len: i32, first: i32, window: Option<i32>) -> Self {
+        Self { buffers: Some(buffers), len, dropped: first, window }
+    }
+
+    /// Whether [`Self::rewind`] can go back to `position`: a window drops what no later position sees.
+    pub fn rewinds_to(&self, position: i32) -> bool {
+        position <= self.len && self.dropped <= self.first_seen(position)
+    }
+
+    /// Forgets what was appended after `position` positions.
+    pub(crate) fn rewind(&mut self, position: i32) {
+        self.len = self.len.min(position);
+    }
+
     /// Number of positions that have been appended.
     pub fn len(&self) -> i32 {
         self.len
@@ -141,6 +195,8 @@ impl KvCache {
 pub enum SlotValue {
     /// Keys and values.
     Kv(KvCache),
+    /// Keys and values in few bits.
+    Quantized(QuantizedKvCache),
     /// Last inputs `[batch, keep, channels]`; `None` at the start, which counts as zeros.
     Conv(Option<Array>),
     /// Matrices `[batch, heads, value, key]` in float32; `None` at the start, which counts as zeros.
@@ -150,9 +206,10 @@ pub enum SlotValue {
 }
 
 impl SlotValue {
-    fn new(kind: SlotKind) -> Self {
+    pub(crate) fn new(kind: SlotKind) -> Self {
         match kind {
             SlotKind::KvCache => Self::Kv(KvCache::default()),
+            SlotKind::QuantizedKvCache(with) => Self::Quantized(QuantizedKvCache::new(with)),
             SlotKind::WindowCache { window } => Self::Kv(KvCache::windowed(window)),
             SlotKind::ConvState { .. } => Self::Conv(None),
             SlotKind::DeltaState => Self::Delta(None),
@@ -164,7 +221,8 @@ impl SlotValue {
     /// The arrays it holds.
     pub fn arrays(&self) -> Vec<&Array> {
         match self {
-            Self::Kv(cache) => cache.buffers.iter().flat_map(|(k, v)| [k, v]).collect(),
+            Self::Kv(cache) => cache.arrays(),
+            Self::Quantized(cache) => cache.arrays(),
             Self::Conv(state) | Self::Delta(state) => state.iter().collect(),
             Self::Engine(_) => Vec::new(),
         }

@@ -146,6 +146,9 @@ pub enum LoadError {
         /// What went wrong.
         message: String,
     },
+    /// Keys and values cannot be held in few bits.
+    #[error(transparent)]
+    KvQuantization(#[from] zmlx_graph::KvQuantizationError),
     /// The graph could not be made.
     #[error(transparent)]
     Graph(#[from] zmlx_graph::GraphError),
@@ -207,6 +210,9 @@ pub enum GenerateError {
     /// A node of the model failed.
     #[error(transparent)]
     Graph(#[from] zmlx_graph::GraphError),
+    /// The session's state could not go back to where the prompt parts from what was seen.
+    #[error(transparent)]
+    Saved(#[from] zmlx_graph::SavedError),
     /// MLX failed.
     #[error(transparent)]
     Mlx(#[from] zmlx_mlx::Error),

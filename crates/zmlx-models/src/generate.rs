@@ -9,6 +9,7 @@ use crate::detokenizer::StreamDecoder;
 use crate::error::GenerateError;
 use crate::load::Model;
 use crate::options::GenerateOptions;
+use crate::reuse::Checkpoints;
 use crate::sampling::{Sampled, Sampler};
 use crate::stop::StopMatcher;
 
@@ -61,10 +62,14 @@ pub struct Completion {
     pub tokens: Vec<u32>,
     /// Their text, without special tokens and stop string; empty without a tokenizer.
     pub text: String,
+    /// Tokens of the prompt that the session had seen before, and that were not processed again.
+    pub reused_tokens: usize,
     /// Prompt tokens processed a second (those that were not cached), the first token's choice included.
     pub prompt_tps: f64,
     /// Tokens a second after the first; 0 when there was only one.
     pub decode_tps: f64,
+    /// Bytes of the [checkpoints](Session::keep_checkpoints) that the session keeps.
+    pub checkpoint_bytes: u64,
     /// [Peak memory](crate::memory::peak), weights included.
     pub peak_memory_bytes: u64,
     /// Dtype of the activations.
@@ -75,24 +80,37 @@ pub struct Completion {
     pub finish_reason: FinishReason,
 }
 
-/// A sequence with its caches. A prompt that begins with what the session has already seen is continued from there.
+/// A sequence with its caches. What a prompt shares with what the session has already seen is not processed again: the
+/// caches go back to where the two part. States of convolutions and delta nets, and sliding windows, cannot go back; with
+/// [`Self::keep_checkpoints`] copies of them are kept at the ends of prompts, and the last of these before that place is
+/// where generation goes on.
 pub struct Session<'m> {
-    model: &'m Model,
-    state: State,
+    pub(crate) model: &'m Model,
+    pub(crate) state: State,
     /// The tokens that `state` has seen.
-    seen: Vec<u32>,
+    pub(crate) seen: Vec<u32>,
+    pub(crate) checkpoints: Checkpoints,
+    /// How many tokens of the next prompt are likely to come again in the one after it.
+    pub(crate) expected: Option<usize>,
 }
 
 impl<'m> Session<'m> {
     /// An empty sequence.
     pub fn new(model: &'m Model) -> Self {
-        Self { model, state: model.new_state(), seen: Vec::new() }
+        Self {
+            model,
+            state: model.new_state(),
+            seen: Vec::new(),
+            checkpoints: Checkpoints::default(),
+            expected: None,
+        }
     }
 
     /// Forgets everything.
     pub fn reset(&mut self) {
         self.state = self.model.new_state();
         self.seen.clear();
+        self.checkpoints.clear();
     }
 
     /// Generates tokens after `prompt`. `on_event` sees progress and tokens as they come, and can stop. After an error the
@@ -140,18 +158,16 @@ impl<'m> Session<'m> {
         on_event: &mut dyn FnMut(Event<'_>) -> Flow,
     ) -> Result<Completion, GenerateError> {
         let model = self.model;
-        if prompt.len() <= self.seen.len() || !prompt.starts_with(&self.seen) {
-            self.reset();
-        }
+        let reused = self.go_back(prompt)?;
         let mut sampler = Sampler::new(&options.sampler, prompt)?;
         let mut text = TextOut::new(model, options)?;
         let room = model.context_length().map_or(usize::MAX, |c| c - prompt.len());
         let limit = options.max_tokens.min(room);
 
         let start = Instant::now();
-        let fresh = prompt.len() - self.seen.len();
+        let fresh = prompt.len() - reused;
         if self.prefill(prompt, options.prefill_chunk, on_event)? == Flow::Stop {
-            return self.completion(prompt, text, 0.0, 0.0, FinishReason::Cancelled);
+            return self.completion(prompt, reused, text, [0.0; 2], FinishReason::Cancelled);
         }
         let last = Array::from_slice(&prompt[prompt.len() - 1..], &[1])?;
         let mut next = self.step(&last, &mut sampler)?;
@@ -204,11 +220,11 @@ impl<'m> Session<'m> {
         let decoded = text.tokens.len().saturating_sub(1);
         let decode_seconds = first.elapsed().as_secs_f64();
         let rate = |n: usize, s: f64| if n > 0 && s > 0.0 { n as f64 / s } else { 0.0 };
-        let (prompt_tps, decode_tps) = (rate(fresh, prompt_seconds), rate(decoded, decode_seconds));
-        self.completion(prompt, text, prompt_tps, decode_tps, reason)
+        let speeds = [rate(fresh, prompt_seconds), rate(decoded, decode_seconds)];
+        self.completion(prompt, reused, text, speeds, reason)
     }
 
-    /// Processes all of the prompt but its last token, in chunks.
+    /// Processes all of the prompt but its last token, in chunks, and keeps checkpoints on the way.
     fn prefill(
         &mut self,
         prompt: &[u32],
@@ -218,14 +234,20 @@ impl<'m> Session<'m> {
         let cached = self.seen.len();
         let total = prompt.len() - cached;
         let mut flow = on_event(Event::Prefill { done: 0, total });
-        for part in prompt[cached..prompt.len() - 1].chunks(chunk) {
-            if flow == Flow::Stop {
-                break;
-            }
+        let stops = self.stops(prompt.len() - 1);
+        let mut rest = &prompt[cached..prompt.len() - 1];
+        while !rest.is_empty() && flow != Flow::Stop {
+            let place = self.seen.len();
+            let stop = stops.iter().copied().find(|&s| s > place).unwrap_or(prompt.len() - 1);
+            let (part, after) = rest.split_at(chunk.min(stop - place));
+            rest = after;
             let tokens = Array::from_slice(part, &[1, part.len() as i32])?;
             self.model.run_for(&tokens, &mut self.state, Wanted::None)?;
             eval(&self.state.arrays())?;
             self.seen.extend_from_slice(part);
+            if stops.contains(&self.seen.len()) {
+                self.keep_checkpoint()?;
+            }
             memory::clear_cache()?;
             flow = on_event(Event::Prefill { done: self.seen.len() - cached, total });
         }
@@ -249,17 +271,19 @@ impl<'m> Session<'m> {
     fn completion(
         &self,
         prompt: &[u32],
+        reused_tokens: usize,
         text: TextOut<'_>,
-        prompt_tps: f64,
-        decode_tps: f64,
+        [prompt_tps, decode_tps]: [f64; 2],
         finish_reason: FinishReason,
     ) -> Result<Completion, GenerateError> {
         Ok(Completion {
             prompt_ids: prompt.to_vec(),
             tokens: text.tokens,
             text: text.text,
+            reused_tokens,
             prompt_tps,
             decode_tps,
+            checkpoint_bytes: self.checkpoint_bytes() as u64,
             peak_memory_bytes: crate::memory::peak()?,
             dtype: self.model.dtype_name().to_owned(),
             device: self.model.device_name(),

@@ -3,13 +3,14 @@ use std::sync::Arc;
 
 use zmlx_graph::pattern::{Backend, PatternReport, Rewritten, rewrite};
 use zmlx_graph::weights::{Format, TensorSpec};
-use zmlx_graph::{Executor, Graph, Held, State, Wanted};
+use zmlx_graph::{Executor, Graph, Held, State, Wanted, quantize_caches};
 use zmlx_mlx::stream::{self, Device, Stream, with_stream};
 use zmlx_mlx::{Array, Dtype};
 
 use crate::blueprint::stored_bytes;
 use crate::error::LoadError;
 use crate::families::Built;
+use crate::fingerprint::fingerprint;
 use crate::info::{ModelInfo, describe};
 use crate::options::{DeviceChoice, DtypeChoice, LoadOptions};
 use crate::patch::{PatchError, PatchOptions, PatchReport};
@@ -82,7 +83,10 @@ impl Model {
         };
         // Before the weights, so that a bad one does not cost their time.
         let tokenizer = source.tokenizer()?;
-        let stock = Arc::new(built.graph.clone());
+        let stock = Arc::new(match options.kv_quantization {
+            Some(with) => quantize_caches(&built.graph, with)?,
+            None => built.graph.clone(),
+        });
         let held = Held::none();
         let weights = Weights { built: &built, source: &source, wanted, stream, held };
         let active = match &options.patch {
@@ -247,7 +251,7 @@ impl Model {
         self.active.executor.graph()
     }
 
-    /// The family's graph, as mlx-lm would run it.
+    /// The family's graph, as mlx-lm would run it; with caches in few bits if it was loaded so.
     pub fn stock_graph(&self) -> &Graph {
         &self.stock
     }
@@ -288,6 +292,14 @@ impl Model {
             Device::Cpu => "cpu".to_owned(),
             Device::Gpu => "gpu".to_owned(),
         }
+    }
+
+    /// Tells this model from others: a hash of its configuration, of how its weights are stored, and of samples of them.
+    ///
+    /// # Errors
+    /// [`LoadError`], if the weights cannot be read any more.
+    pub fn fingerprint(&self) -> Result<String, LoadError> {
+        fingerprint(&self.source, &self.stock)
     }
 
     /// What it is.

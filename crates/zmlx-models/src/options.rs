@@ -1,6 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use zmlx_graph::KvQuantization;
 use zmlx_graph::weights::Quantization;
 
 use crate::error::GenerateError;
@@ -73,6 +74,8 @@ pub struct LoadOptions {
     /// Quantise the matrices that are not, as mlx-lm's converter would ([`crate::quantization`] makes one); `None` leaves
     /// them as they are stored.
     pub quantize: Option<Quantization>,
+    /// Hold keys and values in few bits. Their attention then runs on MLX, patched or not.
+    pub kv_quantization: Option<KvQuantization>,
 }
 
 /// How the next token is chosen from the logits. Applied in this order: logit bias, repetition penalty, then (unless

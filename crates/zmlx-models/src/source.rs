@@ -73,6 +73,14 @@ impl Source {
         }
     }
 
+    /// The files that hold the weights.
+    pub(crate) fn files(&self) -> Vec<&Path> {
+        match self {
+            Self::Folder { checkpoint, .. } => checkpoint.files.iter().map(PathBuf::as_path).collect(),
+            Self::Gguf(model) => vec![model.path()],
+        }
+    }
+
     /// Bytes of each source of the graph's tensors.
     pub(crate) fn bytes(&self) -> HashMap<String, u64> {
         match self {

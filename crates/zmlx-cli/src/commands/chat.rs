@@ -6,6 +6,7 @@ use zmlx_models::tokenizer::Tokenizer;
 use zmlx_models::{ChatMessage, FinishReason, Model, Session};
 
 use crate::args::ChatArgs;
+use crate::caches;
 use crate::failure::Failure;
 use crate::input::{Line, Lines};
 use crate::interrupt::{Interrupt, SecondPress};
@@ -54,6 +55,8 @@ struct Chat<'m> {
     session: Session<'m>,
     messages: Vec<ChatMessage>,
     request: ChatRequest,
+    /// Whether the caches come from a file that no prompt was held against yet.
+    unchecked: bool,
 }
 
 /// Talks until the input ends.
@@ -61,7 +64,7 @@ pub(crate) fn run(args: ChatArgs, console: &Console) -> Result<(), Failure> {
     let request = ChatRequest::try_from(args)?;
     let interrupt = Interrupt::install(SecondPress::Ignored)?;
     let model = model::open_smart(&request.model, &request.load, request.smart, console)?;
-    let mut chat = Chat::new(&model, request)?;
+    let mut chat = Chat::new(&model, request, console)?;
     let interactive = io::stdin().is_terminal() && io::stdout().is_terminal();
     let mut lines = Lines::open(interactive)?;
     if interactive {
@@ -74,11 +77,11 @@ pub(crate) fn run(args: ChatArgs, console: &Console) -> Result<(), Failure> {
                 console.note("/exit or ctrl-D leaves");
                 continue;
             }
-            Line::End => return Ok(()),
+            Line::End => return chat.finish(),
         };
         match understand(&line) {
             Input::Nothing => {}
-            Input::Exit => return Ok(()),
+            Input::Exit => return chat.finish(),
             Input::Help => output::stderr_line(HELP),
             Input::Reset => {
                 chat.reset();
@@ -99,7 +102,7 @@ pub(crate) fn run(args: ChatArgs, console: &Console) -> Result<(), Failure> {
 }
 
 impl<'m> Chat<'m> {
-    fn new(model: &'m Model, request: ChatRequest) -> Result<Self, Failure> {
+    fn new(model: &'m Model, request: ChatRequest, console: &Console) -> Result<Self, Failure> {
         let tokenizer = model.tokenizer().ok_or_else(|| {
             Failure::usage(
                 "the model has no tokenizer (tokenizer.json), so it cannot chat: use zmlx generate --prompt-ids",
@@ -114,10 +117,19 @@ impl<'m> Chat<'m> {
         Ok(Self {
             model,
             tokenizer,
-            session: Session::new(model),
+            session: caches::open(model, &request.caches, true, console)?,
             messages: reply::conversation(request.system.as_deref()),
+            unchecked: request.caches.load.is_some(),
             request,
         })
+    }
+
+    /// The end of the conversation.
+    fn finish(&mut self) -> Result<(), Failure> {
+        match self.session.seen() {
+            [] => Ok(()),
+            _ => caches::save(&mut self.session, &self.request.caches),
+        }
     }
 
     fn reset(&mut self) {
@@ -150,6 +162,12 @@ impl<'m> Chat<'m> {
         let rendered = self.tokenizer.apply_chat_template(&self.messages, true).map_err(Failure::runtime)?;
         let prompt = self.tokenizer.encode(&rendered, false).map_err(Failure::runtime)?;
         self.check_room(prompt.len())?;
+        if std::mem::take(&mut self.unchecked) {
+            caches::check(&self.session, &self.request.caches, &prompt, console)?;
+        }
+        if let Some(tokens) = self.settled(&prompt) {
+            self.session.expect_prefix(tokens);
+        }
         let guard = interrupt.during_reply();
         let completion =
             reply::write(&mut self.session, &prompt, &self.request.options, Show::Text, console, &guard)?;
@@ -164,6 +182,14 @@ impl<'m> Chat<'m> {
             output::stderr_line(&output::stats_line(&completion));
         }
         Ok(completion.text)
+    }
+
+    /// How many tokens of the prompt the next turn's will begin with, if that can be told: those of the messages, without
+    /// what the template puts there to begin a reply and may not repeat.
+    fn settled(&self, prompt: &[u32]) -> Option<usize> {
+        let messages = self.tokenizer.apply_chat_template(&self.messages, false).ok()?;
+        let ids = self.tokenizer.encode(&messages, false).ok()?;
+        Some(ids.iter().zip(prompt).take_while(|(a, b)| a == b).count())
     }
 
     fn check_room(&self, prompt: usize) -> Result<(), Failure> {

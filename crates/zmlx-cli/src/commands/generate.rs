@@ -2,9 +2,10 @@
 
 use std::io::{self, IsTerminal};
 
-use zmlx_models::{FinishReason, Model, Session};
+use zmlx_models::{FinishReason, Model};
 
 use crate::args::GenerateArgs;
+use crate::caches;
 use crate::failure::Failure;
 use crate::interrupt::{Interrupt, SecondPress};
 use crate::output::{self, Console};
@@ -34,8 +35,10 @@ pub(crate) fn run(args: GenerateArgs, console: &Console) -> Result<(), Failure> 
         Format::Stream => Show::Ids,
     };
     let guard = interrupt.during_reply();
-    let mut session = Session::new(&model);
+    let mut session = caches::open(&model, &request.caches, request.caches.save.is_some(), console)?;
+    caches::check(&session, &request.caches, &prompt, console)?;
     let completion = reply::write(&mut session, &prompt, &request.options, show, console, &guard)?;
+    caches::save(&mut session, &request.caches)?;
     if request.format == Format::Json {
         output::write_json(&completion)?;
     }

@@ -38,20 +38,7 @@ impl Op for KvAppend {
         if !slot.kind.holds_keys() {
             return Err(wrong_slot(slot, "keys and values"));
         }
-        let heads_first = |t: &Type| t.shape.rank() == 4 && t.shape.0[2] == Dim::length();
-        if !heads_first(keys) {
-            return Err(ShapeError::input(0, keys, "[batch, kv_heads, L, head_dim]"));
-        }
-        if !heads_first(values) || keys.shape.0[..2] != values.shape.0[..2] {
-            let [batch, heads, length] = [0, 1, 2].map(|i| &keys.shape.0[i]);
-            let expected = format!("[{batch}, {heads}, {length}, head_dim], as the keys are {keys}");
-            return Err(ShapeError::input(1, values, expected));
-        }
-        let all = [keys, values].map(|t| {
-            let mut t = t.clone();
-            t.shape.0[2] = Dim::seen();
-            t
-        });
+        let all = appended(0, keys, values)?;
         context.holds(self.slot, all.to_vec())?;
         Ok(all.to_vec())
     }
@@ -105,8 +92,30 @@ impl Op for Attention {
     }
 }
 
+/// The types of all keys and values, when those of a call are inputs `first` and the one after it.
+pub(super) fn appended(
+    first: usize,
+    keys: &Type,
+    values: &Type,
+) -> std::result::Result<[Type; 2], ShapeError> {
+    let heads_first = |t: &Type| t.shape.rank() == 4 && t.shape.0[2] == Dim::length();
+    if !heads_first(keys) {
+        return Err(ShapeError::input(first, keys, "[batch, kv_heads, L, head_dim]"));
+    }
+    if !heads_first(values) || keys.shape.0[..2] != values.shape.0[..2] {
+        let [batch, heads, length] = [0, 1, 2].map(|i| &keys.shape.0[i]);
+        let expected = format!("[{batch}, {heads}, {length}, head_dim], as the keys are {keys}");
+        return Err(ShapeError::input(first + 1, values, expected));
+    }
+    Ok([keys, values].map(|t| {
+        let mut t = t.clone();
+        t.shape.0[2] = Dim::seen();
+        t
+    }))
+}
+
 /// What attention takes and gives.
-fn attended(given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
+pub(super) fn attended(given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
     let [q, k, v] = inputs(given)?;
     let [batch, heads, _, width] = q.shape.0.as_slice() else {
         return Err(ShapeError::input(0, q, "[batch, heads, L, head_dim]"));
@@ -132,7 +141,7 @@ fn attended(given: &[Type]) -> std::result::Result<Vec<Type>, ShapeError> {
 }
 
 /// The work of attention whose queries see so many positions.
-fn scored(node: &NodeCost<'_>, window: Option<i32>) -> Work {
+pub(super) fn scored(node: &NodeCost<'_>, window: Option<i32>) -> Work {
     let [q, k, v] = node.inputs() else { return Work::default() };
     let (length, seen) = (node.dim(q, 2), node.dim(k, 2));
     let before = seen.saturating_sub(length);

@@ -213,7 +213,7 @@ impl Op for SparseMlaAttention {
 }
 
 /// The lowest finite number of a dtype.
-fn lowest(dtype: Dtype) -> Result<Array> {
+pub(super) fn lowest(dtype: Dtype) -> Result<Array> {
     let value = match dtype {
         Dtype::Float16 => -65504.0,
         Dtype::Bfloat16 => f64::from(f32::from_bits(0xff7f_0000)),

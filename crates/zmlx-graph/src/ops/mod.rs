@@ -12,6 +12,7 @@ mod mla;
 mod moe;
 mod norm;
 mod position_scale;
+mod quantized_attention;
 mod rope;
 mod shape;
 
@@ -27,5 +28,6 @@ pub use mla::{MlaAttention, SparseMlaAttention};
 pub use moe::{AddWeight, ExpertLinear, ExpertSort, ExpertUnsort, TakeAlongLast, TopKIndices};
 pub use norm::{LayerNorm, RmsNorm, Softmax};
 pub use position_scale::PositionScale;
+pub use quantized_attention::QuantizedAttention;
 pub use rope::{Frequencies, Rope, RopeFrequencies};
 pub use shape::{Concatenate, ExpandLast, MergeHeads, Split, SplitAt, SplitHeads, Sum, Transpose};

@@ -5,7 +5,6 @@ use crate::error::Result;
 use crate::graph::Graph;
 use crate::op::Attribute;
 use crate::shape::Type;
-use crate::state::SlotKind;
 
 /// A graph as plain data, for JSON. Symbols in shapes: B is the batch, L the length of the call, S all positions so far.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -82,15 +81,6 @@ impl From<&Type> for TypeRecord {
     }
 }
 
-pub(super) fn kind_word(kind: SlotKind) -> &'static str {
-    match kind {
-        SlotKind::KvCache => "kv_cache",
-        SlotKind::WindowCache { .. } => "window_cache",
-        SlotKind::ConvState { .. } => "conv_state",
-        SlotKind::DeltaState => "delta_state",
-    }
-}
-
 impl Graph {
     /// The graph with the types of its values as plain data.
     ///
@@ -105,7 +95,7 @@ impl Graph {
         });
         let slots = self.slots.iter().zip(self.slot_ids()).map(|(slot, id)| SlotRecord {
             path: slot.path.clone(),
-            kind: kind_word(slot.kind),
+            kind: slot.kind.word(),
             holds: types.slot(id).iter().map(TypeRecord::from).collect(),
         });
         let nodes = self.nodes.iter().enumerate().map(|(index, node)| NodeRecord {

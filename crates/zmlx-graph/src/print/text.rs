@@ -1,7 +1,6 @@
 use std::fmt::Write;
 
 use super::format_words;
-use super::record::kind_word;
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::shape::{Shape, Type};
@@ -31,7 +30,7 @@ impl Graph {
         }
         for (slot, id) in self.slots.iter().zip(self.slot_ids()) {
             let held = list(types.slot(id));
-            let _ = writeln!(text, "${} = {} : {held} [{}]", id.0, kind_word(slot.kind), slot.path);
+            let _ = writeln!(text, "${} = {} : {held} [{}]", id.0, slot.kind.word(), slot.path);
         }
         for (index, node) in self.nodes.iter().enumerate() {
             let values = node.inputs.iter().map(ToString::to_string);

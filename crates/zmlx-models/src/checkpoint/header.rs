@@ -14,7 +14,7 @@ use super::{CheckpointError, HeaderProblem, TensorInfo};
 pub(super) const LONGEST_HEADER: u64 = 100_000_000;
 
 /// Reads and checks one file's header.
-pub(super) fn read_header(path: &Path) -> Result<Vec<(String, TensorInfo)>, CheckpointError> {
+pub(crate) fn read_header(path: &Path) -> Result<Vec<(String, TensorInfo)>, CheckpointError> {
     let fail = |problem| CheckpointError::Header { path: path.to_owned(), problem: Box::new(problem) };
     let read = |source| CheckpointError::Read { path: path.to_owned(), source };
     // Looked at before it is opened: opening a pipe may never return.

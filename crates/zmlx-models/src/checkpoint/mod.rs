@@ -16,7 +16,8 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value as Json;
 
 use crate::files;
-use header::{LONGEST_HEADER, read_header};
+use header::LONGEST_HEADER;
+pub(crate) use header::read_header;
 
 pub use error::{CheckpointError, HeaderProblem, IndexProblem};
 
