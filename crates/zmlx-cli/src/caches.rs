@@ -19,7 +19,8 @@ pub(crate) fn open<'m>(
 ) -> Result<Session<'m>, Failure> {
     let checkpoints = if goes_back { CHECKPOINT_BYTES } else { 0 };
     if let (Some(path), false) = (&request.load, request.first_time()) {
-        return Session::load(model, path, checkpoints).map_err(Failure::prompt_cache);
+        // Those of the file serve whoever comes next, whether or not this one keeps more.
+        return Session::load(model, path, CHECKPOINT_BYTES).map_err(Failure::prompt_cache);
     }
     if let Some(path) = &request.load {
         console.note(&format!("{} is not there yet", path.display()));

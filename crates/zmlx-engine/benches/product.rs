@@ -25,7 +25,7 @@ fn matrix(rows: usize, columns: usize, bits: u32, group: usize) -> Matrix {
         scale: ScaleFormat::Bf16,
         group,
     };
-    Matrix::copied(&data, 1, rows, columns).unwrap()
+    Matrix::copied(&data, 1, rows, columns, false).unwrap()
 }
 
 fn median(mut v: Vec<f64>) -> f64 {

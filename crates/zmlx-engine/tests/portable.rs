@@ -27,7 +27,7 @@ fn matrix(kind: usize, rows: usize, columns: usize) -> Matrix {
     if kind == 0 {
         let elements = bytes(noise(seed, rows * columns));
         let data = Data::Dense { elements: elements.as_slice(), float: Float::Bf16 };
-        return Matrix::copied(&data, 1, rows, columns).unwrap();
+        return Matrix::copied(&data, 1, rows, columns, false).unwrap();
     }
     let (coding, scale, group) = [
         (Coding::Affine(4), ScaleFormat::Bf16, 64),
@@ -49,7 +49,7 @@ fn matrix(kind: usize, rows: usize, columns: usize) -> Matrix {
     let biases = matches!(coding, Coding::Affine(_)).then_some(biases.as_slice());
     let data =
         Data::Quantized { codes: codes.as_slice(), scales: scales.as_slice(), biases, coding, scale, group };
-    Matrix::copied(&data, 1, rows, columns).unwrap()
+    Matrix::copied(&data, 1, rows, columns, false).unwrap()
 }
 
 /// Runs a program that reads a buffer of `width` for each token of calls of these lengths; gives all that it wrote.

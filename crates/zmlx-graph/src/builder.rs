@@ -145,6 +145,15 @@ impl<'a> Builder<'a> {
         self.node(path, ops::Linear { weight, bias: Some(bias) }, &[x])
     }
 
+    /// Says that `value` is compared with others, so that the product that makes it may not round its input (see
+    /// [`Weight::exact`]).
+    pub fn compared(&mut self, value: Value) -> Value {
+        for id in self.nodes[value.node].op.weights() {
+            self.weights[id.0].exact = true;
+        }
+        value
+    }
+
     /// RMS norm over the last axis with the vector `path.weight`.
     pub fn rms_norm(&mut self, path: &str, x: Value, width: i32, eps: f32) -> Value {
         let weight = self.tensor(path, &[width]);
@@ -183,5 +192,6 @@ fn dense(path: &str, shape: &[i32]) -> Weight {
         experts: None,
         lookup: false,
         offset: 0.0,
+        exact: false,
     }
 }

@@ -48,6 +48,9 @@ pub struct Weight {
     pub lookup: bool,
     /// Added to each element of a tensor that is not quantised, in the dtype of the computation.
     pub offset: f32,
+    /// Whether its products may not round activations more than the dtype of the computation does: what they give is compared,
+    /// and a difference in the last digits would choose something else.
+    pub exact: bool,
 }
 
 /// A tensor that a weight is stored in.

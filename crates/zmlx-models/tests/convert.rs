@@ -111,7 +111,8 @@ fn load(dir: &Path, quantize: Option<&Recode>, patch: Option<PatchOptions>) -> M
         other => panic!("{other:?}"),
     });
     let (dtype, device) = (DtypeChoice::F32, DeviceChoice::Cpu);
-    Model::load(dir, &LoadOptions { dtype, device, patch, quantize, kv_quantization: None }, &mut |_| {}).unwrap()
+    Model::load(dir, &LoadOptions { dtype, device, patch, quantize, kv_quantization: None }, &mut |_| {})
+        .unwrap()
 }
 
 fn tokens(model: &Model) -> Vec<u32> {

@@ -4,6 +4,9 @@
 //! integers exactly, and applies both scales once a group in f32. With `q` the stored codes, `s` and `b` scale and bias of
 //! a group, `x = d * i` its activations: `y = sum over groups of s * d * sum(q * i) + b * d * sum(i)`. The only error
 //! beyond f32 rounding is that of `i`: at most half of 1/32767 of the largest activation of the group.
+//!
+//! In a wide matrix that is as much as adding up in f32 loses. In narrow ones it would be the larger error, and where results
+//! are compared with one another it could choose something else: there activations are sums of two such integers.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -108,6 +111,25 @@ pub enum Data<B = Bytes> {
     },
 }
 
+impl Data<&[u8]> {
+    /// The same, copied.
+    fn copied(&self) -> Result<Data, OutOfMemory> {
+        Ok(match self {
+            Self::Dense { elements, float } => {
+                Data::Dense { elements: Bytes::copy_of(elements)?, float: *float }
+            }
+            Self::Quantized { codes, scales, biases, coding, scale, group } => Data::Quantized {
+                codes: Bytes::copy_of(codes)?,
+                scales: Bytes::copy_of(scales)?,
+                biases: biases.map(Bytes::copy_of).transpose()?,
+                coding: *coding,
+                scale: *scale,
+                group: *group,
+            },
+        })
+    }
+}
+
 impl Data {
     /// The same, borrowed.
     pub fn as_slices(&self) -> Data<&[u8]> {
@@ -129,6 +151,8 @@ impl Data {
 #[derive(Debug, Clone)]
 pub struct Matrix {
     data: Stored,
+    /// How many integers its products take for an activation.
+    terms: usize,
     /// The stored row that is its first.
     first: usize,
     experts: usize,
@@ -142,6 +166,13 @@ pub(crate) enum Stored {
     Rows(Data),
     #[cfg(target_arch = "x86_64")]
     Panels(panel::Panels),
+}
+
+/// Widest matrix of which activations are sums of two integers.
+const NARROW: usize = 512;
+
+fn terms(columns: usize, exact: bool) -> usize {
+    if exact || columns <= NARROW { 2 } else { 1 }
 }
 
 /// Why bytes do not make a matrix.
@@ -172,10 +203,12 @@ impl Matrix {
     /// [`MatrixError`], for parts of the wrong size and for settings that have no product here.
     pub fn new(data: Data, experts: usize, rows: usize, columns: usize) -> Result<Self, MatrixError> {
         check(&data, experts, rows, columns)?;
-        Ok(Self { data: Stored::Rows(data), first: 0, experts, rows, columns })
+        let terms = terms(columns, false);
+        Ok(Self { data: Stored::Rows(data), terms, first: 0, experts, rows, columns })
     }
 
-    /// Copies a matrix into the order that products read fastest on this processor, on all threads.
+    /// Copies a matrix into the order that products read fastest on this processor, on all threads. `exact`: whether its
+    /// products may not round activations more than float32 does.
     ///
     /// # Errors
     /// As [`Self::new`]; [`MatrixError::Memory`] if there is no room.
@@ -184,8 +217,10 @@ impl Matrix {
         experts: usize,
         rows: usize,
         columns: usize,
+        exact: bool,
     ) -> Result<Self, MatrixError> {
         check(data, experts, rows, columns)?;
+        let terms = terms(columns, exact);
         #[cfg(target_arch = "x86_64")]
         if let Data::Quantized {
             codes,
@@ -200,22 +235,9 @@ impl Matrix {
         {
             let panels =
                 panel::Panels::new((codes, scales, biases), experts * rows, columns, *group, *scale)?;
-            return Ok(Self { data: Stored::Panels(panels), first: 0, experts, rows, columns });
+            return Ok(Self { data: Stored::Panels(panels), terms, first: 0, experts, rows, columns });
         }
-        let data = match data {
-            Data::Dense { elements, float } => {
-                Data::Dense { elements: Bytes::copy_of(elements)?, float: *float }
-            }
-            Data::Quantized { codes, scales, biases, coding, scale, group } => Data::Quantized {
-                codes: Bytes::copy_of(codes)?,
-                scales: Bytes::copy_of(scales)?,
-                biases: biases.map(Bytes::copy_of).transpose()?,
-                coding: *coding,
-                scale: *scale,
-                group: *group,
-            },
-        };
-        Ok(Self { data: Stored::Rows(data), first: 0, experts, rows, columns })
+        Ok(Self { data: Stored::Rows(data.copied()?), terms, first: 0, experts, rows, columns })
     }
 
     /// Some rows of a plain matrix as a matrix of their own, which shares its bytes; `None` if it is a stack, has no such
@@ -270,11 +292,11 @@ impl Matrix {
     pub fn layout(&self) -> Layout {
         match &self.data {
             Stored::Rows(Data::Quantized { coding, group, .. }) if *coding != Coding::E4m3 => {
-                Layout::Integers(*group)
+                Layout::Integers { group: *group, terms: self.terms }
             }
             Stored::Rows(_) => Layout::Floats,
             #[cfg(target_arch = "x86_64")]
-            Stored::Panels(p) => Layout::Bytes(p.group),
+            Stored::Panels(p) => Layout::Bytes { group: p.group, terms: self.terms },
         }
     }
 }

@@ -9,10 +9,20 @@ use super::{avx2, panel, product::has_avx2};
 pub enum Layout {
     /// As they are.
     Floats,
-    /// 16-bit integers with a scale a group of that many.
-    Integers(usize),
-    /// Two bytes each, with a scale a group of that many.
-    Bytes(usize),
+    /// Sums of `terms` 16-bit integers, each with a scale a group of that many.
+    Integers {
+        /// Activations that share a scale.
+        group: usize,
+        /// 1, or 2: the second is what the first leaves.
+        terms: usize,
+    },
+    /// The same, with the two bytes of an integer apart as well.
+    Bytes {
+        /// Activations that share a scale.
+        group: usize,
+        /// 1 or 2.
+        terms: usize,
+    },
 }
 
 impl Layout {
@@ -20,7 +30,17 @@ impl Layout {
     fn padded(self, columns: usize) -> usize {
         match self {
             Self::Floats => 0,
-            Self::Integers(group) | Self::Bytes(group) => columns.div_ceil(group).next_multiple_of(8),
+            Self::Integers { group, .. } | Self::Bytes { group, .. } => {
+                columns.div_ceil(group).next_multiple_of(8)
+            }
+        }
+    }
+
+    /// Rows that a row of activations is stored in.
+    pub(super) fn terms(self) -> usize {
+        match self {
+            Self::Floats => 1,
+            Self::Integers { terms, .. } | Self::Bytes { terms, .. } => terms,
         }
     }
 }
@@ -56,11 +76,11 @@ pub struct Rows<'a> {
 impl Activations {
     /// Makes room for `rows` rows of `columns`.
     pub fn reserve(&mut self, layout: Layout, rows: usize, columns: usize) {
-        let padded = layout.padded(columns);
+        let (padded, rows) = (layout.padded(columns), rows * layout.terms());
         match layout {
             Layout::Floats => grow(&mut self.floats, rows * columns),
-            Layout::Integers(_) => grow(&mut self.values, rows * columns),
-            Layout::Bytes(_) => {
+            Layout::Integers { .. } => grow(&mut self.values, rows * columns),
+            Layout::Bytes { .. } => {
                 grow(&mut self.values, rows * columns);
                 grow(&mut self.high, rows * columns);
                 grow(&mut self.low, rows * columns);
@@ -151,18 +171,57 @@ impl Raw {
     /// # Panics
     /// If there is no room for the row.
     pub(crate) unsafe fn set(&self, layout: Layout, row: usize, x: &[f32]) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match layout.terms() {
+                _ if layout == Layout::Floats => row_mut(self.floats, row, x.len()).copy_from_slice(x),
+                1 => self.set_term(layout, row, x),
+                _ => {
+                    self.set_term(layout, 2 * row, x);
+                    let rest = self.rest(layout, 2 * row, x);
+                    self.set_term(layout, 2 * row + 1, &rest);
+                }
+            }
+        }
+    }
+
+    /// What the integers of a stored row leave of `x`.
+    ///
+    /// # Safety
+    /// As for [`Self::set`].
+    unsafe fn rest(&self, layout: Layout, row: usize, x: &[f32]) -> Vec<f32> {
+        // The place of each of eight in a row of bytes, see `panel::X::pairs`.
+        const PAIRED: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+        let (group, paired) = match layout {
+            Layout::Floats => return vec![0.0; x.len()],
+            Layout::Integers { group, .. } => (group, false),
+            Layout::Bytes { group, .. } => (group, true),
+        };
+        // SAFETY: as the caller promises.
+        let (values, scales) = unsafe {
+            (row_mut(self.values, row, x.len()), row_mut(self.scales, row, layout.padded(x.len())))
+        };
+        let rest = x.iter().enumerate().map(|(i, &v)| {
+            let at = if paired { i / 8 * 8 + PAIRED[i % 8] } else { i };
+            (-scales[i / group]).mul_add(f32::from(values[at]), v)
+        });
+        rest.collect()
+    }
+
+    /// Stores one of the rows that a row of activations is stored in.
+    ///
+    /// # Safety
+    /// As for [`Self::set`].
+    unsafe fn set_term(&self, layout: Layout, row: usize, x: &[f32]) {
         let (columns, padded) = (x.len(), layout.padded(x.len()));
         // SAFETY: as the caller promises.
         unsafe {
-            let group = match layout {
-                Layout::Floats => return row_mut(self.floats, row, columns).copy_from_slice(x),
-                Layout::Integers(group) | Layout::Bytes(group) => group,
-            };
+            let (Layout::Integers { group, .. } | Layout::Bytes { group, .. }) = layout else { return };
             let (scales, sums) = (row_mut(self.scales, row, padded), row_mut(self.sums, row, padded));
             scales[columns / group..].fill(0.0);
             sums[columns / group..].fill(0.0);
             #[cfg(target_arch = "x86_64")]
-            if let Layout::Bytes(_) = layout {
+            if let Layout::Bytes { .. } = layout {
                 let bytes = (
                     row_mut(self.values, row, columns),
                     row_mut(self.high, row, columns),

@@ -58,6 +58,8 @@ pub struct Scratch {
     pub(crate) floats: Vec<f32>,
     scales: Vec<f32>,
     biases: Vec<f32>,
+    /// Rows of activations that are stored, and their products.
+    terms: (Vec<u32>, Vec<f32>),
 }
 
 /// From this many tokens on, rows are unpacked once for all of them.
@@ -92,6 +94,36 @@ impl Matrix {
             return;
         }
         assert!((tokens.len() - 1) * stride + rows.len() <= out.len(), "room for the product");
+        if self.layout().terms() == 1 {
+            return self.product_of_terms(expert, rows, x, tokens, out, stride, scratch);
+        }
+        // The rows that stand for a token lie next to each other, and so do their products.
+        let n = rows.len();
+        let (mut stored, mut made) = std::mem::take(&mut scratch.terms);
+        stored.clear();
+        stored.extend((0..tokens.len()).map(|t| 2 * tokens.row(t) as u32).flat_map(|row| [row, row + 1]));
+        made.resize(stored.len() * n, 0.0);
+        self.product_of_terms(expert, rows, x, Tokens::List(&stored), &mut made, n, scratch);
+        for (t, both) in made.chunks_exact(2 * n).enumerate() {
+            let (first, second) = both.split_at(n);
+            let out = &mut out[t * stride..][..n];
+            out.iter_mut().zip(first.iter().zip(second)).for_each(|(y, (a, b))| *y = a + b);
+        }
+        scratch.terms = (stored, made);
+    }
+
+    /// As [`Self::product`], for rows of activations as they are stored.
+    #[allow(clippy::too_many_arguments)]
+    fn product_of_terms(
+        &self,
+        expert: usize,
+        rows: Range<usize>,
+        x: Rows<'_>,
+        tokens: Tokens<'_>,
+        out: &mut [f32],
+        stride: usize,
+        scratch: &mut Scratch,
+    ) {
         let (first, n) = (self.first + expert * self.rows + rows.start, rows.len());
         let data = match &self.data {
             #[cfg(target_arch = "x86_64")]
@@ -105,7 +137,7 @@ impl Matrix {
             Stored::Rows(data) => data,
         };
         match self.layout() {
-            Layout::Integers(group) => {
+            Layout::Integers { group, .. } => {
                 #[cfg(target_arch = "x86_64")]
                 if tokens.len() < UNPACK_FROM
                     && has_avx2()

@@ -284,8 +284,8 @@ impl<'a> Lowering<'a> {
         let parts = self.staging.iter().map(Vec::as_slice).zip(dtypes);
         let data =
             data(&weight.format, parts).ok_or_else(|| fail("stored in a way that has no product".into()))?;
-        let matrix =
-            Matrix::copied(&data, experts, rows, columns).map_err(|e: MatrixError| fail(e.to_string()))?;
+        let matrix = Matrix::copied(&data, experts, rows, columns, weight.exact);
+        let matrix = matrix.map_err(|e: MatrixError| fail(e.to_string()))?;
         self.matrices.insert(id, matrix.clone());
         Ok(matrix)
     }

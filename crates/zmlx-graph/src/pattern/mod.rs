@@ -109,8 +109,10 @@ impl Match<'_> {
 
     /// Whether all these weights are stored alike, so that one pass over the activations serves them all.
     pub fn alike(&self, weights: &[WeightId]) -> Result<(), String> {
-        let formats: Vec<&Format> =
-            weights.iter().map(|id| self.weight(*id).map(|w| &w.format)).collect::<Result<_, _>>()?;
+        let formats: Vec<(&Format, bool)> = weights
+            .iter()
+            .map(|id| self.weight(*id).map(|w| (&w.format, w.exact)))
+            .collect::<Result<_, _>>()?;
         if formats.windows(2).all(|pair| pair[0] == pair[1]) {
             return Ok(());
         }

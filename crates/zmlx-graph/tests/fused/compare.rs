@@ -186,8 +186,8 @@ pub fn close_but_for(
 }
 
 /// Largest difference of two weights, relative to the expected one. A softmax makes an error of a logit the same relative
-/// error of a weight, and where a row has outliers the 16-bit activations of their group put logits off by 1e-4.
-const WEIGHTS_DIFFER: f32 = 2e-4;
+/// error of a weight.
+const WEIGHTS_DIFFER: f32 = 1e-5;
 
 /// Whether the same experts are chosen, with the same weights. Where the least of the chosen ones is another, its weight
 /// must be the same: then the two are tied but for rounding.

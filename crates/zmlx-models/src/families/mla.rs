@@ -200,6 +200,7 @@ impl Latent {
             None => (b.linear(&format!("{path}.q_proj"), x, q_width, hidden), None),
             Some(rank) => {
                 let c = linear(b, &format!("{path}.q_a_proj"), x, rank, hidden, bias);
+                let c = if self.indexer.is_some() { b.compared(c) } else { c };
                 let c = b.rms_norm(&format!("{path}.q_a_layernorm"), c, rank, eps);
                 (b.linear(&format!("{path}.q_b_proj"), c, q_width, rank), Some((c, rank)))
             }
@@ -266,9 +267,13 @@ impl Indexer {
         (compressed, rank): (Value, i32),
     ) -> Value {
         let &Self { heads, width, top_k, .. } = self;
+        // Scores are sums of products that are cut off at zero. Many are exactly zero, and where too few are above it, position
+        // settles the tie: rounding may not lift one above the others.
         let q = b.linear(&format!("{path}.wq_b"), compressed, heads * width, rank);
+        let q = b.compared(q);
         let q = split_heads(b, path, q, heads);
         let k = b.linear(&format!("{path}.wk"), x, width, hidden);
+        let k = b.compared(k);
         let norm = format!("{path}.k_norm");
         let (weight, bias) = (b.tensor(&norm, &[width]), b.bias(&norm, width));
         let k = b.node(&norm, LayerNorm { weight: Some(weight), bias: Some(bias), eps: KEY_NORM_EPS }, &[k]);
@@ -280,6 +285,7 @@ impl Indexer {
         let slot = b.slot(path, SlotKind::KvCache);
         let [keys, _] = b.node_n(path, KvAppend { slot }, &[k, column]);
         let weights = b.linear(&format!("{path}.weights_proj"), x, heads, hidden);
+        let weights = b.compared(weights);
         let scale = f64::from(heads).powf(-0.5) * f64::from(width).powf(-0.5);
         let weights = b.node(path, MultiplyScalar(scale), &[weights]);
         b.node(path, TopPositions { k: top_k }, &[q, keys, weights])
