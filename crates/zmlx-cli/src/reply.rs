@@ -76,7 +76,7 @@ pub(crate) fn write(
 
 /// A message of a conversation.
 pub(crate) fn message(role: &str, content: impl Into<String>) -> ChatMessage {
-    ChatMessage { role: role.into(), content: content.into() }
+    ChatMessage::new(role, content)
 }
 
 /// A conversation that starts with an optional system message.

@@ -155,7 +155,7 @@ pub(crate) fn tokenise(
     let mut tokenised = Vec::new();
     for prompt in prompts {
         let ids = if prompt.chat && tokenizer.has_chat_template() {
-            let message = ChatMessage { role: "user".into(), content: prompt.text.clone() };
+            let message = ChatMessage::new("user", prompt.text.clone());
             tokenizer.encode(&tokenizer.apply_chat_template(&[message], true)?, false)?
         } else {
             if prompt.chat {

@@ -19,7 +19,7 @@ use serde_json::Value as Json;
 use thiserror::Error as ThisError;
 
 use crate::files;
-use crate::tokenizer::ChatMessage;
+use crate::message::ChatMessage;
 
 /// Steps a template may take before the size of the messages is added; one pays for one instruction or 64
 /// bytes.
@@ -157,7 +157,9 @@ impl ChatTemplate {
 }
 
 fn message_value(message: &ChatMessage) -> Value {
-    Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())])
+    let thinking = message.thinking.as_deref().map(|text| ("thinking", text));
+    let pairs = [("role", message.role.as_str()), ("content", message.content.as_str())];
+    Value::from_pairs(pairs.into_iter().chain(thinking))
 }
 
 fn read_if_there(path: &Path) -> Result<Option<String>, ChatTemplateFileError> {
@@ -487,7 +489,7 @@ mod tests {
     type Files = &'static [(&'static str, &'static str)];
 
     fn message(role: &str, content: &str) -> ChatMessage {
-        ChatMessage { role: role.to_owned(), content: content.to_owned() }
+        ChatMessage::new(role, content)
     }
 
     fn render(source: &str) -> Result<String, ChatTemplateError> {

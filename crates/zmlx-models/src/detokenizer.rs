@@ -4,6 +4,8 @@
 //! [`StreamDecoder`] gives text only when it is settled, so that the pieces together are exactly what
 //! decoding all ids at once gives, and its cost per token does not grow with the length of the text.
 
+use std::collections::BTreeSet;
+
 use tokenizers::Tokenizer as Inner;
 use tokenizers::decoders::DecoderWrapper;
 
@@ -16,11 +18,37 @@ const CONTEXT: usize = 8;
 const LONGEST_WINDOW: usize = 64;
 const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 
+/// Which special tokens are text.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Special<'t> {
+    /// None of them.
+    Skipped,
+    /// All of them.
+    Shown,
+    /// All but these ids.
+    But(&'t BTreeSet<u32>),
+}
+
+impl Special<'_> {
+    /// All or none.
+    pub(crate) fn skip(skip: bool) -> Self {
+        if skip { Self::Skipped } else { Self::Shown }
+    }
+
+    fn shows(self, tokenizer: &Inner, id: u32, token: &str) -> bool {
+        match self {
+            Self::Skipped => !tokenizer.get_added_vocabulary().is_special_token(token),
+            Self::Shown => true,
+            Self::But(hidden) => !hidden.contains(&id),
+        }
+    }
+}
+
 /// Decodes ids one at a time; made by [`Tokenizer::stream`](crate::tokenizer::Tokenizer::stream).
 #[derive(Debug)]
 pub struct StreamDecoder<'t> {
     tokenizer: &'t Inner,
-    skip_special_tokens: bool,
+    special: Special<'t>,
     state: State,
 }
 
@@ -43,7 +71,7 @@ struct Window {
 }
 
 impl<'t> StreamDecoder<'t> {
-    pub(crate) fn new(tokenizer: &'t Inner, skip_special_tokens: bool) -> Self {
+    pub(crate) fn new(tokenizer: &'t Inner, special: Special<'t>) -> Self {
         let state = match tokenizer.get_decoder() {
             Some(DecoderWrapper::ByteLevel(_)) => State::Bytes(Vec::new()),
             decoder => {
@@ -51,7 +79,7 @@ impl<'t> StreamDecoder<'t> {
                 State::Window(Window { byte_fallback, ..Window::default() })
             }
         };
-        StreamDecoder { tokenizer, skip_special_tokens, state }
+        StreamDecoder { tokenizer, special, state }
     }
 
     /// Takes the next id and gives the text that is settled by it; `""` while a character is unfinished.
@@ -62,7 +90,7 @@ impl<'t> StreamDecoder<'t> {
     /// # Errors
     /// [`TokenizerError::Decode`] if the tokenizer's decoder fails.
     pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
-        let Some(token) = shown_token(self.tokenizer, id, self.skip_special_tokens) else {
+        let Some(token) = shown_token(self.tokenizer, id, self.special) else {
             return Ok(String::new());
         };
         match &mut self.state {
@@ -75,7 +103,7 @@ impl<'t> StreamDecoder<'t> {
                 if window.byte_fallback && is_byte_token(&token) {
                     return Ok(String::new());
                 }
-                window.advance(self.tokenizer, self.skip_special_tokens)
+                window.advance(self.tokenizer, self.special)
             }
         }
     }
@@ -90,7 +118,7 @@ impl<'t> StreamDecoder<'t> {
             State::Window(window) => {
                 let ids = std::mem::take(&mut window.ids);
                 let shown = std::mem::take(&mut window.shown);
-                let text = decode(self.tokenizer, &ids, self.skip_special_tokens)?;
+                let text = decode(self.tokenizer, &ids, self.special)?;
                 Ok(text[common_prefix(&text, &shown)..].to_owned())
             }
         }
@@ -98,9 +126,9 @@ impl<'t> StreamDecoder<'t> {
 }
 
 impl Window {
-    fn advance(&mut self, tokenizer: &Inner, skip_special_tokens: bool) -> Result<String, TokenizerError> {
+    fn advance(&mut self, tokenizer: &Inner, special: Special<'_>) -> Result<String, TokenizerError> {
         let full = self.ids.len() >= LONGEST_WINDOW;
-        let text = decode(tokenizer, &self.ids, skip_special_tokens)?;
+        let text = decode(tokenizer, &self.ids, special)?;
         // The last character may be one whose bytes are not all there yet.
         let settled = text.strip_suffix(REPLACEMENT).unwrap_or(&text);
         let Some(new) = settled.strip_prefix(self.shown.as_str()) else {
@@ -108,21 +136,21 @@ impl Window {
                 return Ok(String::new());
             }
             let new = settled[common_prefix(settled, &self.shown)..].to_owned();
-            self.forget(tokenizer, skip_special_tokens)?;
+            self.forget(tokenizer, special)?;
             return Ok(new);
         };
         let new = new.to_owned();
         self.shown.push_str(&new);
         if full || (self.ids.len() >= 2 * CONTEXT && settled.len() == text.len()) {
-            self.forget(tokenizer, skip_special_tokens)?;
+            self.forget(tokenizer, special)?;
         }
         Ok(new)
     }
 
     /// Drops all but the latest ids.
-    fn forget(&mut self, tokenizer: &Inner, skip_special_tokens: bool) -> Result<(), TokenizerError> {
+    fn forget(&mut self, tokenizer: &Inner, special: Special<'_>) -> Result<(), TokenizerError> {
         self.ids.drain(..self.ids.len().saturating_sub(CONTEXT));
-        self.shown = decode(tokenizer, &self.ids, skip_special_tokens)?;
+        self.shown = decode(tokenizer, &self.ids, special)?;
         if self.shown.ends_with(REPLACEMENT) {
             self.shown.pop();
         }
@@ -131,23 +159,19 @@ impl Window {
 }
 
 /// The token of an id, if it takes part in decoding.
-fn shown_token(tokenizer: &Inner, id: u32, skip_special_tokens: bool) -> Option<String> {
-    let token = tokenizer.id_to_token(id)?;
-    let skipped = skip_special_tokens && tokenizer.get_added_vocabulary().is_special_token(&token);
-    (!skipped).then_some(token)
+fn shown_token(tokenizer: &Inner, id: u32, special: Special<'_>) -> Option<String> {
+    tokenizer.id_to_token(id).filter(|token| special.shows(tokenizer, id, token))
 }
 
 /// Text of `ids`; unlike the tokenizer's own method it never gives a decoder an empty list, which not all
 /// of them bear.
-pub(crate) fn decode(
-    tokenizer: &Inner,
-    ids: &[u32],
-    skip_special_tokens: bool,
-) -> Result<String, TokenizerError> {
-    if !ids.iter().any(|&id| shown_token(tokenizer, id, skip_special_tokens).is_some()) {
+pub(crate) fn decode(tokenizer: &Inner, ids: &[u32], special: Special<'_>) -> Result<String, TokenizerError> {
+    let shown: Vec<u32> =
+        ids.iter().copied().filter(|&id| shown_token(tokenizer, id, special).is_some()).collect();
+    if shown.is_empty() {
         return Ok(String::new());
     }
-    let decoded = files::catch_panic(|| tokenizer.decode(ids, skip_special_tokens));
+    let decoded = files::catch_panic(|| tokenizer.decode(&shown, false));
     decoded.map_err(TokenizerError::Decode)?.map_err(|error| TokenizerError::Decode(error.to_string()))
 }
 
@@ -281,7 +305,7 @@ mod tests {
     }
 
     fn stream(tokenizer: &Inner, ids: &[u32], skip: bool) -> Vec<String> {
-        let mut decoder = StreamDecoder::new(tokenizer, skip);
+        let mut decoder = StreamDecoder::new(tokenizer, Special::skip(skip));
         let mut pieces: Vec<String> = ids.iter().map(|&id| decoder.push(id).unwrap()).collect();
         pieces.push(decoder.finish().unwrap());
         pieces
@@ -325,6 +349,10 @@ mod tests {
         assert_eq!(stream(&bytes, &[0x41, 261, 0x42], true).concat(), "AB");
         assert_eq!(stream(&bytes, &[0x41, 261, 260], false).concat(), "A<|end|>日 本");
         assert_eq!(stream(&bytes, &[0x41, 1_000_000, 0x42], false).concat(), "AB");
+        let (hidden, ids) = (BTreeSet::from([260]), [0x41, 261, 260, 0x42]);
+        let mut decoder = StreamDecoder::new(&bytes, Special::But(&hidden));
+        let text: String = ids.iter().map(|&id| decoder.push(id).unwrap()).collect();
+        assert_eq!(text, "A<|end|>B");
     }
 
     #[test]
@@ -335,7 +363,7 @@ mod tests {
             json!({"type": "Sequence", "decoders": [{"type": "ByteLevel", "add_prefix_space": true,
                 "trim_offsets": true, "use_regex": true}]}),
         );
-        let mut decoder = StreamDecoder::new(&sequence, true);
+        let mut decoder = StreamDecoder::new(&sequence, Special::Skipped);
         let mut text = String::new();
         let ids: Vec<u32> = std::iter::repeat_n(2, 1000).chain([0, 1]).collect();
         for &id in &ids {
@@ -354,21 +382,21 @@ mod tests {
         fn pieces_join_to_the_whole(ids in prop::collection::vec(0u32..300, 0..120), skip: bool) {
             let tokenizer = byte_level();
             let pieces = stream(&tokenizer, &ids, skip);
-            prop_assert_eq!(pieces.concat(), decode(&tokenizer, &ids, skip).unwrap());
+            prop_assert_eq!(pieces.concat(), decode(&tokenizer, &ids, Special::skip(skip)).unwrap());
         }
 
         #[test]
         fn pieces_join_to_the_whole_with_byte_fallback(ids in prop::collection::vec(0u32..14, 0..120), skip: bool) {
             let tokenizer = byte_fallback();
             let pieces = stream(&tokenizer, &ids, skip);
-            prop_assert_eq!(pieces.concat(), decode(&tokenizer, &ids, skip).unwrap());
+            prop_assert_eq!(pieces.concat(), decode(&tokenizer, &ids, Special::skip(skip)).unwrap());
         }
 
         #[test]
         fn pieces_join_to_the_whole_with_other_decoders(ids in prop::collection::vec(0u32..14, 0..120), skip: bool) {
             for (name, tokenizer) in others() {
                 let pieces = stream(&tokenizer, &ids, skip);
-                prop_assert_eq!(pieces.concat(), decode(&tokenizer, &ids, skip).unwrap(), "{}", name);
+                prop_assert_eq!(pieces.concat(), decode(&tokenizer, &ids, Special::skip(skip)).unwrap(), "{}", name);
             }
         }
     }

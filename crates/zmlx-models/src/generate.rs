@@ -60,7 +60,8 @@ pub struct Completion {
     pub prompt_ids: Vec<u32>,
     /// The tokens, an ending one included.
     pub tokens: Vec<u32>,
-    /// Their text, without special tokens and stop string; empty without a tokenizer.
+    /// Their text, as [`Tokenizer::stream`](crate::tokenizer::Tokenizer::stream) gives it and without the stop string; empty
+    /// without a tokenizer.
     pub text: String,
     /// Tokens of the prompt that the session had seen before, and that were not processed again.
     pub reused_tokens: usize,

@@ -1,15 +1,15 @@
 //! Text to token ids and back: a checkpoint's `tokenizer.json` with its special tokens and chat template.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use thiserror::Error;
 
 use crate::chat_template::{ChatTemplate, ChatTemplateError, ChatTemplateFileError};
-use crate::detokenizer::{self, StreamDecoder};
+use crate::detokenizer::{self, Special, StreamDecoder};
 use crate::files;
+use crate::message::ChatMessage;
 
 /// Why a tokenizer could not be loaded or used.
 #[derive(Debug, Error)]
@@ -50,21 +50,14 @@ pub enum TokenizerError {
     ChatTemplate(#[from] ChatTemplateError),
 }
 
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChatMessage {
-    /// `system`, `user`, `assistant`, or what else the chat template knows.
-    pub role: String,
-    /// The text.
-    pub content: String,
-}
-
 /// A checkpoint's tokenizer.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     chat_template: Option<ChatTemplate>,
     special_tokens: BTreeMap<String, String>,
+    /// Ids of special tokens that are never text.
+    bounds: BTreeSet<u32>,
     dir: PathBuf,
 }
 
@@ -87,7 +80,8 @@ impl Tokenizer {
         add_special(&mut inner, &special_tokens, &path)?;
 
         let chat_template = ChatTemplate::load(dir, &config, &special_tokens)?;
-        Ok(Some(Tokenizer { inner, chat_template, special_tokens, dir: dir.to_owned() }))
+        let bounds = bounds(&inner, &special_tokens);
+        Ok(Some(Tokenizer { inner, chat_template, special_tokens, bounds, dir: dir.to_owned() }))
     }
 
     /// A tokenizer from a file of another kind: the `tokenizer.json` that says the same, special tokens by their names
@@ -101,7 +95,8 @@ impl Tokenizer {
         let mut inner = parse(path, json.to_string().into_bytes())?;
         add_special(&mut inner, &special_tokens, path)?;
         let chat_template = chat_template.map(|source| ChatTemplate::new(source, &special_tokens));
-        Ok(Tokenizer { inner, chat_template, special_tokens, dir: path.to_owned() })
+        let bounds = bounds(&inner, &special_tokens);
+        Ok(Tokenizer { inner, chat_template, special_tokens, bounds, dir: path.to_owned() })
     }
 
     /// Token ids of `text`. Special tokens written out in the text become their ids in either case; with
@@ -122,18 +117,19 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Decode`] if the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
-        detokenizer::decode(&self.inner, ids, skip_special_tokens)
+        detokenizer::decode(&self.inner, ids, Special::skip(skip_special_tokens))
     }
 
-    /// A decoder for ids that come one at a time; special tokens are left out.
+    /// A decoder for ids that come one at a time. Special tokens that begin, end or fill a text are left out, and the others,
+    /// such as tags of tool calls and of reasoning, are text.
     pub fn stream(&self) -> StreamDecoder<'_> {
-        self.stream_with(true)
+        StreamDecoder::new(&self.inner, Special::But(&self.bounds))
     }
 
     /// A decoder for ids that come one at a time; its text is that of [`Tokenizer::decode`] with the same
     /// choice.
     pub fn stream_with(&self, skip_special_tokens: bool) -> StreamDecoder<'_> {
-        StreamDecoder::new(&self.inner, skip_special_tokens)
+        StreamDecoder::new(&self.inner, Special::skip(skip_special_tokens))
     }
 
     /// Whether the checkpoint has a chat template.
@@ -219,6 +215,12 @@ fn add_special(
     let malformed =
         |error: tokenizers::Error| TokenizerError::Parse { path: path.to_owned(), message: one_line(&error) };
     added.map(drop).map_err(malformed)
+}
+
+/// Ids of the special tokens that begin, end or fill a text.
+fn bounds(inner: &tokenizers::Tokenizer, named: &BTreeMap<String, String>) -> BTreeSet<u32> {
+    let names = ["bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token"];
+    names.iter().filter_map(|name| inner.token_to_id(named.get(*name)?)).collect()
 }
 
 /// The special tokens of a configuration: entries `*_token` that are text, or `{"content": text}`.

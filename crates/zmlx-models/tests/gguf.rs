@@ -254,8 +254,7 @@ fn the_embedded_model_is_the_same_model_as_gguf() {
 
     let (here, there) = (model.tokenizer().unwrap(), whole.tokenizer().unwrap());
     let messages = [("user", "Tell me of a fox."), ("assistant", "Once")];
-    let messages =
-        messages.map(|(role, text)| ChatMessage { role: role.to_owned(), content: text.to_owned() });
+    let messages = messages.map(|(role, text)| ChatMessage::new(role, text));
     let chat = here.apply_chat_template(&messages, true).unwrap();
     assert_eq!(chat, there.apply_chat_template(&messages, true).unwrap());
     for text in
@@ -284,7 +283,7 @@ fn converted_files_are_the_same_models() {
     assert_eq!(model.eos_token_ids(), file.eos_token_ids());
     assert_eq!(format!("{:?}", model.info().quantization), format!("{:?}", file.info().quantization));
     let (here, there) = (model.tokenizer().unwrap(), file.tokenizer().unwrap());
-    let messages = [ChatMessage { role: "user".to_owned(), content: "Tell me of a fox.".to_owned() }];
+    let messages = [ChatMessage::new("user", "Tell me of a fox.")];
     let chat = there.apply_chat_template(&messages, true).unwrap();
     assert_eq!(here.apply_chat_template(&messages, true).unwrap(), chat);
     for text in ["  Ünïcode 日本語, it's 1234!\n\n\t x", "<|im_start|>a<|im_end|>", &chat] {
@@ -328,8 +327,7 @@ fn the_real_model_where_it_is_at_hand() {
     assert_eq!(model.info().parameters_total, 134_515_008);
     assert_eq!(model.eos_token_ids(), [2]);
     let tokenizer = model.tokenizer().unwrap();
-    let message =
-        ChatMessage { role: "user".to_owned(), content: "What is the capital of France?".to_owned() };
+    let message = ChatMessage::new("user", "What is the capital of France?");
     let text = tokenizer.apply_chat_template(&[message], true).unwrap();
     let prompt = tokenizer.encode(&text, false).unwrap();
     assert_eq!(prompt[0], 1);

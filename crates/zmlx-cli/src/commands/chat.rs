@@ -148,7 +148,7 @@ impl<'m> Chat<'m> {
                 Ok(())
             }
             Ok(reply) => {
-                self.messages.push(reply::message("assistant", reply));
+                self.messages.push(ChatMessage::reply(&reply));
                 Ok(())
             }
             Err(failure) => {
