@@ -85,6 +85,8 @@ pub struct Launch<'a> {
     pub threadgroup: [u32; 3],
     /// Value that the outputs are filled with first; without it each element must be written.
     pub init_value: Option<f32>,
+    /// What outputs hold at first, where a kernel changes them in place; goes before `init_value`.
+    pub initial: &'a [Option<Buffer>],
     /// Bytes of dynamic shared memory (CUDA).
     pub shared_memory: usize,
     /// Draws the order in which threads and groups run.
@@ -108,6 +110,7 @@ impl<'a> Launch<'a> {
             grid,
             threadgroup,
             init_value: None,
+            initial: &[],
             shared_memory: 0,
             seed: 1,
             step_limit: STEP_LIMIT,
@@ -117,6 +120,12 @@ impl<'a> Launch<'a> {
     /// With outputs filled with this value.
     pub fn init_value(mut self, value: f32) -> Self {
         self.init_value = Some(value);
+        self
+    }
+
+    /// With outputs that hold something at first: one entry an output.
+    pub fn initial(mut self, buffers: &'a [Option<Buffer>]) -> Self {
+        self.initial = buffers;
         self
     }
 
@@ -154,6 +163,7 @@ struct Argument {
     data: Vec<u8>,
     element: usize,
     output: bool,
+    filled: bool,
     offset: usize,
 }
 
@@ -196,7 +206,7 @@ impl Module {
                 element: a.element as u32,
                 kind: a.output.into(),
                 offset: a.offset as u32,
-                filled: (a.output && launch.init_value.is_some()).into(),
+                filled: a.filled.into(),
             })
             .collect();
         let report = self.call(kernel, launch, &buffers)?;
@@ -267,6 +277,12 @@ impl Module {
                 return bad(format!("input {}: MLX passes at most {CUDA_NDIM} dimensions to CUDA", p.name));
             }
         }
+        for ((o, shape), initial) in text.outputs.iter().zip(launch.output_shapes).zip(launch.initial) {
+            let fits = |b: &Buffer| b.dtype == o.dtype && b.len() == shape.iter().product::<usize>();
+            if initial.as_ref().is_some_and(|b| !fits(b)) {
+                return bad(format!("what output {} holds at first is not {:?} {shape:?}", o.name, o.dtype));
+            }
+        }
         let threads: u64 = launch.threadgroup.iter().map(|&n| u64::from(n)).product();
         if launch.grid.contains(&0) || threads == 0 {
             return bad(format!(
@@ -296,6 +312,7 @@ impl Module {
             data,
             element,
             output: false,
+            filled: false,
             offset: 0,
         };
         let padded = |n: usize| if self.dialect == Dialect::Cuda { CUDA_NDIM } else { n };
@@ -323,8 +340,14 @@ impl Module {
                 let (o, count) = (&text.outputs[i], launch.output_shapes[i].iter().product::<usize>());
                 // Bytes of no meaning, so that a test that compares outputs cannot pass by chance.
                 let fresh = || vec![0xa5; count * o.dtype.size()];
-                let data = launch.init_value.map_or_else(fresh, |v| fill(o.dtype, v, count));
-                Argument { output: true, ..plain(o.name.clone(), data, o.dtype.size()) }
+                let initial = launch.initial.get(i).and_then(Option::as_ref);
+                let data = match (initial, launch.init_value) {
+                    (Some(buffer), _) => buffer.data.clone(),
+                    (None, Some(value)) => fill(o.dtype, value, count),
+                    (None, None) => fresh(),
+                };
+                let filled = initial.is_some() || launch.init_value.is_some();
+                Argument { output: true, filled, ..plain(o.name.clone(), data, o.dtype.size()) }
             }
         }
     }

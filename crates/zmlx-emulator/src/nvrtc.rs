@@ -144,27 +144,60 @@ impl Nvrtc {
         self.compile_text(&format!("{}{text}", front(&includes)), kernels, arch)
     }
 
+    /// Compiles a whole translation unit that includes no header, as it is. Gives the cubin (for `sm_90`) or PTX (for
+    /// `compute_90`) and what the compiler says of it: registers, spills and shared memory of each kernel.
+    ///
+    /// Errors: as of [`Nvrtc::compile`].
+    pub fn compile_unit(&self, name: &str, text: &str, arch: &str) -> Result<(Vec<u8>, String), Error> {
+        let kernel = KernelText::new(name, text);
+        let text = format!("#line 1 \"{}\"\n{text}", file_name(Dialect::Cuda, &kernel, false));
+        let mut log = String::new();
+        let options: &[&str] = if arch.starts_with("sm_") { &["--ptxas-options=-v"] } else { &[] };
+        let code = self.compile_with(&text, std::slice::from_ref(&kernel), arch, options, Some(&mut log))?;
+        Ok((code, log))
+    }
+
     fn compile_text(&self, text: &str, kernels: &[KernelText], arch: &str) -> Result<Vec<u8>, Error> {
+        self.compile_with(text, kernels, arch, &[], None)
+    }
+
+    fn compile_with(
+        &self,
+        text: &str,
+        kernels: &[KernelText],
+        arch: &str,
+        more: &[&str],
+        said: Option<&mut String>,
+    ) -> Result<Vec<u8>, Error> {
         let name = || kernels.first().map_or_else(|| "kernels".to_owned(), |k| k.name.clone());
         let zero = || Error::Launch { kernel: name(), message: "the text holds a zero byte".into() };
         let c = |text: &str| CString::new(text).map_err(|_| zero());
         let program = self.program(&c(text)?)?;
         let include = self.include.display();
-        let options = [
+        let mut options = vec![
             c("--device-as-default-execution-space")?,
             c(&format!("--gpu-architecture={arch}"))?,
             c(&format!("--include-path={include}"))?,
             c(&format!("--include-path={include}/cccl"))?,
         ];
+        for option in more {
+            options.push(c(option)?);
+        }
         let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
         let compile: Compile = self.function(b"nvrtcCompileProgram")?;
         // SAFETY: a live program; the options outlive the call.
         let code = unsafe { compile(program.0, pointers.len() as c_int, pointers.as_ptr()) };
-        if code != 0 {
-            let log =
+        let log = || {
+            let bytes =
                 self.bytes(&program, "nvrtcGetProgramLog", b"nvrtcGetProgramLogSize", b"nvrtcGetProgramLog")?;
-            let log = String::from_utf8_lossy(&log).trim_end_matches('\0').to_owned();
+            Ok::<_, Error>(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())
+        };
+        if code != 0 {
+            let log = log()?;
             return Err(Error::Compile { log: readable(&log, Dialect::Cuda, kernels) });
+        }
+        if let Some(said) = said {
+            *said = log()?;
         }
         if arch.starts_with("sm_") {
             self.bytes(&program, "nvrtcGetCUBIN", b"nvrtcGetCUBINSize", b"nvrtcGetCUBIN")

@@ -148,3 +148,17 @@ fn tiles_of_cooperative_groups() {
         }
     }
 }
+
+#[test]
+fn outputs_that_are_changed_in_place() {
+    let kernel = KernelText::new("advance", "out[threadIdx.x] += 1.0f;").output("out", Dtype::F32);
+    let module = build(kernel);
+    let (shapes, before) = ([vec![3]], [Some(Buffer::from_f32(Dtype::F32, &[1.0, 2.0, 3.0], &[3]))]);
+    let launch = Launch::new(&[], &shapes, [3, 1, 1], [3, 1, 1]);
+    // Without anything in them they cannot be read.
+    assert!(module.run(0, &launch).is_err());
+    let out = module.run(0, &launch.clone().initial(&before)).unwrap();
+    assert_eq!(out[0].to_f32(), [2.0, 3.0, 4.0]);
+    let short = [Some(Buffer::from_f32(Dtype::F32, &[1.0], &[1]))];
+    assert!(module.run(0, &launch.initial(&short)).is_err());
+}
