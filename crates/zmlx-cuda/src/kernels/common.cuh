@@ -1,0 +1,134 @@
+// What all kernels share. No header is included: NVRTC has vectors, shuffles and mathematics built in. Where an
+// instruction has no C++ name it stands behind a function with a plain twin, which the emulator compiles.
+
+using u8 = unsigned char;
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+
+#define DEVICE __device__ __forceinline__
+constexpr u32 ALL_LANES = 0xffffffffu;
+
+// 16-bit floats are told apart by these; storage is u16.
+enum Kind { KIND_F32 = 0, KIND_F16 = 1, KIND_BF16 = 2 };
+
+#ifdef __CUDA_ARCH__
+// Waits until the launches before this one are complete and what they wrote can be seen (programmatic dependent launch).
+DEVICE void zmlx_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Lets the launch after this one begin with what does not depend on it.
+DEVICE void zmlx_release() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Weights are read once: they need no room in the first-level cache. Volatile, so that they are asked for where the text
+// says so, before waiting for the launch before.
+DEVICE uint4 load_weights(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+DEVICE u8 load_weights(const u8* p) {
+  u32 v;
+  asm volatile("ld.global.nc.u8 %0, [%1];" : "=r"(v) : "l"(p));
+  return static_cast<u8>(v);
+}
+DEVICE u16 load_weights(const u16* p) {
+  u16 v;
+  asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
+  return v;
+}
+DEVICE float load_weights(const float* p) {
+  float v;
+  asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(p));
+  return v;
+}
+DEVICE float half_to_float(u16 h) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+  return f;
+}
+DEVICE u16 float_to_half(float f) {
+  u16 h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+  return h;
+}
+// Values that blocks of one launch hand to each other.
+DEVICE void publish(float* p, float v) { asm volatile("st.relaxed.gpu.f32 [%0], %1;" :: "l"(p), "f"(v) : "memory"); }
+DEVICE float published(float* p) {
+  float v;
+  asm volatile("ld.relaxed.gpu.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+  return v;
+}
+#else
+DEVICE void zmlx_wait() {}
+DEVICE void zmlx_release() {}
+template <class T> DEVICE T load_weights(const T* p) { return *p; }
+DEVICE float half_to_float(u16 h) { return __half2float(__ushort_as_half(h)); }
+DEVICE u16 float_to_half(float f) { return __half_as_ushort(__float2half_rn(f)); }
+DEVICE void publish(float* p, float v) { atomicExch(p, v); }
+DEVICE float published(float* p) { return atomicAdd(p, 0.0f); }
+#endif
+
+DEVICE float bfloat_to_float(u16 b) { return __uint_as_float(static_cast<u32>(b) << 16); }
+// Rounds to nearest even; NaN stays NaN.
+DEVICE u16 float_to_bfloat(float f) {
+  u32 b = __float_as_uint(f);
+  if ((b & 0x7fffffffu) > 0x7f800000u) return static_cast<u16>(b >> 16 | 0x40u);
+  return static_cast<u16>((b + 0x7fffu + (b >> 16 & 1u)) >> 16);
+}
+
+template <int KIND> DEVICE float widen(u16 v) { return KIND == KIND_F16 ? half_to_float(v) : bfloat_to_float(v); }
+template <int KIND> DEVICE float widen(float v) { return v; }
+template <int KIND> DEVICE void narrow(float v, u16* to) {
+  *to = KIND == KIND_F16 ? float_to_half(v) : float_to_bfloat(v);
+}
+template <int KIND> DEVICE void narrow(float v, float* to) { *to = v; }
+
+DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
+
+DEVICE float warp_sum(float v) {
+#pragma unroll
+  for (int n = 16; n > 0; n /= 2) v += __shfl_xor_sync(ALL_LANES, v, n);
+  return v;
+}
+// The largest, NaN if any is.
+DEVICE float larger(float a, float b) { return a > b || isnan(a) ? a : b; }
+DEVICE float warp_largest(float v) {
+#pragma unroll
+  for (int n = 16; n > 0; n /= 2) v = larger(__shfl_xor_sync(ALL_LANES, v, n), v);
+  return v;
+}
+
+// Sum over the block, in one order whatever the threads do; all threads call it and all get it. `room`: a float a warp.
+template <int WARPS_OF_BLOCK> DEVICE float block_sum(float v, float* room) {
+  v = warp_sum(v);
+  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = v;
+  __syncthreads();
+  float total = 0.0f;
+#pragma unroll
+  for (int i = 0; i < WARPS_OF_BLOCK; i++) total += room[i];
+  return total;
+}
+
+enum Act { ACT_NONE = 0, ACT_SILU = 1, ACT_GELU_TANH = 2, ACT_GELU_ERF = 3, ACT_CLAMPED = 4 };
+// act(gate) * up.
+template <int ACT> DEVICE float gated(float gate, float up, float alpha, float limit) {
+  if (ACT == ACT_SILU) return silu(gate) * up;
+  if (ACT == ACT_GELU_TANH) {
+    float inner = 0.7978845608028654f * (gate + 0.044715f * gate * gate * gate);
+    return 0.5f * gate * (1.0f + tanhf(inner)) * up;
+  }
+  if (ACT == ACT_GELU_ERF) return 0.5f * gate * (1.0f + erff(gate * 0.7071067811865476f)) * up;
+  // Comparisons that NaN passes through.
+  if (gate > limit) gate = limit;
+  if (up > limit) up = limit;
+  if (up < -limit) up = -limit;
+  return gate * sigmoid(alpha * gate) * (1.0f + up);
+}

@@ -1,0 +1,270 @@
+//! The kernels: CUDA C++ that is specialised by constants, and what it takes to launch it. No CUDA library is needed here.
+//!
+//! Each kernel is a plain description (shapes, formats, what is done before and after) with two functions: `source()` gives
+//! the text to compile ([`Source`]), `launch(..)` the grid and the arguments ([`Launch`]) for given device addresses. The
+//! texts include no header and name no compute capability but in a few guarded instructions; compile them with NVRTC for
+//! the device's own architecture (`sm_90`), without fast-math options.
+//!
+//! Common to all:
+//! * Activations, norm weights and biases are float32. Weights stay as MLX stores them ([`Format`]).
+//! * Every kernel first starts on what does not depend on launches before it, then waits (`griddepcontrol.wait`), so that it
+//!   may be launched with or without the attribute for programmatic stream serialisation. It reads nothing that a kernel
+//!   writes before that wait: only weights.
+//! * Sums are taken in one order, whatever the order of threads and blocks: results repeat bit for bit. No float is added
+//!   atomically.
+//! * [`Launch::shared`] may exceed 48 KiB: then the function's limit of dynamic shared memory must be raised first.
+
+mod experts;
+mod product;
+mod qmv;
+
+pub use experts::{ExpertsDown, ExpertsDownOperands, ExpertsUp, ExpertsUpOperands};
+pub use product::{Activation, Float, Format, Norm, Plan, Weights};
+pub use qmv::{Qmv, QmvOperands};
+
+use std::fmt::{Display, Write};
+
+use product::{COMMON, PRODUCT};
+
+/// Multiprocessors that grids are cut for, where a kernel's plan says nothing else.
+pub const MULTIPROCESSORS: u32 = 132;
+
+/// What a kernel's parameter points at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Type {
+    /// 8-bit unsigned integers.
+    U8,
+    /// 16 bits: integers, or floats of 16 bits.
+    U16,
+    /// 32-bit unsigned integers.
+    U32,
+    /// 32-bit signed integers.
+    I32,
+    /// float32.
+    F32,
+}
+
+impl Type {
+    fn cuda(self) -> &'static str {
+        match self {
+            Self::U8 => "u8",
+            Self::U16 => "u16",
+            Self::U32 => "u32",
+            Self::I32 => "int",
+            Self::F32 => "float",
+        }
+    }
+}
+
+/// A parameter of a kernel: a pointer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Param {
+    /// Its name.
+    pub name: &'static str,
+    /// What it points at.
+    pub ty: Type,
+    /// Whether the kernel writes there.
+    pub written: bool,
+}
+
+/// The text of a kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Source {
+    /// The symbol of the function.
+    pub name: &'static str,
+    /// Its parameters, in order.
+    pub params: Vec<Param>,
+    /// Constants and device functions.
+    pub device: String,
+    /// What the function does: a call of a device function.
+    pub body: String,
+    /// Threads of a block at most, and blocks that a multiprocessor should hold at least (for the registers).
+    pub bounds: [u32; 2],
+}
+
+impl Source {
+    /// The whole translation unit.
+    pub fn text(&self) -> String {
+        let params: Vec<String> = self
+            .params
+            .iter()
+            .map(|p| format!("{}{}* {}", if p.written { "" } else { "const " }, p.ty.cuda(), p.name))
+            .collect();
+        let [threads, blocks] = self.bounds;
+        format!(
+            "{}\nextern \"C\" __global__ void __launch_bounds__({threads}, {blocks}) {}({}) {{\n  {}\n}}\n",
+            self.device,
+            self.name,
+            params.join(", "),
+            self.body
+        )
+    }
+}
+
+/// An argument of a launch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arg {
+    /// An address in device memory.
+    Ptr(u64),
+}
+
+/// One launch of a kernel.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Launch {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads a block.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// The arguments, in the order of [`Source::params`].
+    pub args: Vec<Arg>,
+    /// Bytes of weights and caches that the launch reads, for bandwidth figures.
+    pub bytes: u64,
+}
+
+/// What a kernel cannot be made for.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum KernelError {
+    /// A size that the kernel does not take.
+    #[error("{kernel}: {what} is {got}; it must be {must}")]
+    Size {
+        /// The kernel.
+        kernel: &'static str,
+        /// What has this size.
+        what: &'static str,
+        /// The size.
+        got: usize,
+        /// What sizes are possible.
+        must: String,
+    },
+    /// A parameter of a computation that is no finite number.
+    #[error("{kernel}: {what} is {got}; it must be a finite number")]
+    NotFinite {
+        /// The kernel.
+        kernel: &'static str,
+        /// What it is.
+        what: &'static str,
+        /// Its value.
+        got: f32,
+    },
+    /// An operand that is given but not described, or described but not given.
+    #[error("{kernel}: {what} must be given at launch exactly where the kernel was made for it")]
+    Operand {
+        /// The kernel.
+        kernel: &'static str,
+        /// The operand.
+        what: &'static str,
+    },
+    /// An address that is not aligned.
+    #[error("{kernel}: {what} must be aligned to {to} bytes; copy it to an address that is")]
+    Misaligned {
+        /// The kernel.
+        kernel: &'static str,
+        /// The operand.
+        what: &'static str,
+        /// Bytes.
+        to: u64,
+    },
+    /// More shared memory than a block can have.
+    #[error("{kernel}: {got} bytes of shared memory, a block has {most}; use fewer rows or a smaller plan")]
+    Shared {
+        /// The kernel.
+        kernel: &'static str,
+        /// Bytes asked for.
+        got: usize,
+        /// Bytes that there are.
+        most: usize,
+    },
+}
+
+/// Bytes of shared memory that a block may have on `sm_90`.
+const SHARED_MOST: usize = 227 << 10;
+
+/// The constants of a kernel, as text.
+#[derive(Debug, Default)]
+struct Prelude(String);
+
+impl Prelude {
+    fn int(&mut self, name: &str, value: impl Display) -> &mut Self {
+        self.line(format_args!("constexpr int {name} = {value};"))
+    }
+
+    fn flag(&mut self, name: &str, value: bool) -> &mut Self {
+        self.line(format_args!("constexpr bool {name} = {value};"))
+    }
+
+    fn float(&mut self, name: &str, value: f32) -> &mut Self {
+        // Debug prints the shortest text that reads back as the same number.
+        self.line(format_args!("constexpr float {name} = {value:?}f;"))
+    }
+
+    fn line(&mut self, text: std::fmt::Arguments<'_>) -> &mut Self {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "{text}");
+        self
+    }
+
+    /// The constants behind the common text, then the kernel's.
+    fn with(&self, texts: &[&str]) -> String {
+        let mut out = format!("{COMMON}\n{}", self.0);
+        for text in texts {
+            out.push('\n');
+            out += text;
+        }
+        out
+    }
+}
+
+/// Parameters and arguments, side by side.
+#[derive(Debug, Default)]
+struct Operands {
+    params: Vec<Param>,
+    args: Vec<Arg>,
+}
+
+impl Operands {
+    fn read(&mut self, name: &'static str, ty: Type, address: u64) -> &mut Self {
+        self.params.push(Param { name, ty, written: false });
+        self.args.push(Arg::Ptr(address));
+        self
+    }
+
+    fn write(&mut self, name: &'static str, ty: Type, address: u64) -> &mut Self {
+        self.params.push(Param { name, ty, written: true });
+        self.args.push(Arg::Ptr(address));
+        self
+    }
+
+    /// The name, or a null pointer where it is no parameter.
+    fn name(&self, name: &'static str) -> &'static str {
+        if self.params.iter().any(|p| p.name == name) { name } else { "nullptr" }
+    }
+}
+
+fn size(
+    kernel: &'static str,
+    what: &'static str,
+    got: usize,
+    good: bool,
+    must: impl Into<String>,
+) -> Result<(), KernelError> {
+    if good { Ok(()) } else { Err(KernelError::Size { kernel, what, got, must: must.into() }) }
+}
+
+fn finite(kernel: &'static str, what: &'static str, got: f32) -> Result<(), KernelError> {
+    if got.is_finite() { Ok(()) } else { Err(KernelError::NotFinite { kernel, what, got }) }
+}
+
+fn given<T>(
+    kernel: &'static str,
+    what: &'static str,
+    wanted: bool,
+    address: &Option<T>,
+) -> Result<(), KernelError> {
+    if wanted == address.is_some() { Ok(()) } else { Err(KernelError::Operand { kernel, what }) }
+}
+
+fn aligned(kernel: &'static str, what: &'static str, address: u64, to: u64) -> Result<(), KernelError> {
+    if address.is_multiple_of(to) { Ok(()) } else { Err(KernelError::Misaligned { kernel, what, to }) }
+}

@@ -1,0 +1,306 @@
+// Products of rows of a quantised matrix with one or a few rows of x.
+//
+// A lane loads units of 16 bytes: CODES neighbouring codes of one row. LANES lanes share a row, a warp works on 32 / LANES
+// times ROWS_A_LANE rows at once, and SPLIT warps of a block share the columns: each takes every SPLIT-th chunk of LANES
+// units. Their sums meet in shared memory and are added in one order.
+//
+// Rows of x lie in shared memory as float4 ("quads"), in the order in which lanes read them. Affine codes are turned into
+// floats by placing their bits in the mantissa of 1.0: a code q becomes 1 + q / 16 or 1 + q / 256, and x holds 16 x or
+// 256 x in its place. So sum(q x) = sum(q' x') - sum(x'), two integer instructions and a half and one fused
+// multiply-add a code; the sums of x and x' a unit are made once.
+
+enum Format { AFFINE4 = 0, AFFINE8 = 1, MXFP4 = 2, DENSE16 = 3, DENSE32 = 4 };
+
+constexpr bool AFFINE = FORMAT <= AFFINE8;
+constexpr int CODES = FORMAT == AFFINE4 || FORMAT == MXFP4 ? 32 : FORMAT == AFFINE8 ? 16 : FORMAT == DENSE16 ? 8 : 4;
+constexpr int QUADS = CODES / 4;
+constexpr int UNITS = COLUMNS / CODES;
+constexpr int CHUNKS = (UNITS + LANES - 1) / LANES;
+// Chunks of all rows of x that one row of the result takes: several where experts are added up.
+constexpr int ALL_CHUNKS = CHUNKS * PARTS;
+constexpr int STEPS = (ALL_CHUNKS + SPLIT - 1) / SPLIT;
+constexpr int BATCH = STEPS < DEPTH ? STEPS : DEPTH;
+constexpr int BATCHES = (STEPS + BATCH - 1) / BATCH;
+constexpr int THREADS = 32 * WARPS;
+constexpr int SUB = 32 / LANES;
+constexpr int MATRICES = PAIRED ? 2 : 1;
+constexpr int ROWS_A_MATRIX = ROWS_A_LANE / MATRICES;
+// Rows of the result that a block makes at once.
+constexpr int TILE = WARPS / SPLIT * SUB * ROWS_A_MATRIX;
+constexpr int X_ROWS = TOKENS * PARTS;
+constexpr int X_QUADS = CHUNKS * LANES * QUADS;
+constexpr int X_UNITS = CHUNKS * LANES;
+
+struct Matrix {
+  const u32* codes;
+  const SCALE* scales;
+  const SCALE* biases;
+};
+
+struct Unit {
+  uint4 codes;
+  SCALE scale, bias;
+};
+
+// The shared memory of a block; the host knows its size.
+struct Room {
+  float4* x;
+  float2* sums;  // of x' and x, a unit
+  float* parts;  // [2][SPLIT][MATRICES * TILE][TOKENS]
+  float* norms;  // a float a warp or row
+};
+DEVICE Room room_of(float* pool) {
+  Room r;
+  r.x = reinterpret_cast<float4*>(pool);
+  r.sums = reinterpret_cast<float2*>(pool + X_ROWS * X_QUADS * 4);
+  r.parts = reinterpret_cast<float*>(r.sums + (AFFINE ? X_ROWS * X_UNITS : 0));
+  r.norms = r.parts + 2 * SPLIT * MATRICES * TILE * TOKENS;
+  return r;
+}
+
+DEVICE u32 word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+DEVICE float in_one(u32 v, u32 mask) { return __uint_as_float((v & mask) | 0x3f800000u); }
+
+// Floats for codes 4 q .. 4 q + 3 of a unit.
+DEVICE float4 decode(const uint4& v, int q) {
+  if (FORMAT == AFFINE4) {
+    u32 w = word(v, q / 2), a = q % 2 ? w >> 1 : w << 15, b = q % 2 ? w >> 9 : w << 7;
+    return make_float4(in_one(a, 0x78000u), in_one(a, 0x780000u), in_one(b, 0x78000u), in_one(b, 0x780000u));
+  }
+  if (FORMAT == AFFINE8) {
+    u32 w = word(v, q), m = 0x7f8000u;
+    return make_float4(in_one(w << 15, m), in_one(w << 7, m), in_one(w >> 1, m), in_one(w >> 9, m));
+  }
+  if (FORMAT == MXFP4) {
+    // Sign and magnitude of an e2m1 at the top of a binary16 are its value over 2^14; two at a time.
+    u32 w = word(v, q / 2), s = 16 * (q % 2), m = 0x0e000e00u, n = 0x80008000u;
+    u32 a = (w << 12 & n) | (w << 9 & m), b = (w << 8 & n) | (w << 5 & m);
+    u32 c = (w << 4 & n) | (w << 1 & m), d = (w & n) | (w >> 3 & m);
+    return make_float4(half_to_float(static_cast<u16>(a >> s)), half_to_float(static_cast<u16>(b >> s)),
+                       half_to_float(static_cast<u16>(c >> s)), half_to_float(static_cast<u16>(d >> s)));
+  }
+  if (FORMAT == DENSE16) {
+    u32 a = word(v, 2 * q), b = word(v, 2 * q + 1);
+    if (DENSE_KIND == KIND_F16) {
+      return make_float4(half_to_float(static_cast<u16>(a)), half_to_float(static_cast<u16>(a >> 16)),
+                         half_to_float(static_cast<u16>(b)), half_to_float(static_cast<u16>(b >> 16)));
+    }
+    return make_float4(__uint_as_float(a << 16), __uint_as_float(a & 0xffff0000u), __uint_as_float(b << 16),
+                       __uint_as_float(b & 0xffff0000u));
+  }
+  return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
+}
+
+// What decode's floats are multiplied with.
+DEVICE float4 prescaled(float4 x) {
+  if (FORMAT == AFFINE4) return make_float4(256.0f * x.x, 16.0f * x.y, 256.0f * x.z, 16.0f * x.w);
+  if (FORMAT == AFFINE8) return make_float4(256.0f * x.x, 256.0f * x.y, 256.0f * x.z, 256.0f * x.w);
+  return x;
+}
+
+DEVICE Unit load_unit(const Matrix& m, u64 row, int unit, bool valid) {
+  Unit u;
+  u.codes = make_uint4(0u, 0u, 0u, 0u);
+  u.scale = u.bias = 0;
+  if (valid) {
+    u.codes = load_weights(reinterpret_cast<const uint4*>(m.codes) + row * UNITS + unit);
+    if (FORMAT <= MXFP4) {
+      u64 at = row * (COLUMNS / GROUP) + unit * CODES / GROUP;
+      u.scale = load_weights(m.scales + at);
+      if (AFFINE) u.bias = load_weights(m.biases + at);
+    }
+  }
+  return u;
+}
+
+// Scales and biases as floats. A byte is an e8m0: a power of two, the least of them below the normal numbers.
+template <class T> DEVICE float scale_value(T v) {
+  if constexpr (sizeof(T) == 1) {
+    return __uint_as_float(v == 0 ? 0x00400000u : static_cast<u32>(v) << 23);
+  } else {
+    return widen<SCALE_KIND>(v);
+  }
+}
+
+// Quad `i` of the part of x that all lanes read at once: spread so that neither writing nor reading it meets a bank twice.
+DEVICE int quad_at(int chunk, int q, int lane) { return (chunk * QUADS + q) * LANES + (lane ^ (q % 8)); }
+
+// One row of x into its place: `factor` times x, times the norm's weights.
+DEVICE void place_row(const float* x, float factor, const float* weight, int row, const Room& room) {
+  for (int i = threadIdx.x; i < X_QUADS; i += THREADS) {
+    int unit = i / QUADS, q = i % QUADS;
+    float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (unit < UNITS) {
+      v = reinterpret_cast<const float4*>(x)[i];
+      if (NORM) {
+        float4 w = NORM_WEIGHT ? __ldg(reinterpret_cast<const float4*>(weight) + i) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+        v = make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w);
+      }
+    }
+    float4 p = prescaled(v);
+    room.x[row * X_QUADS + quad_at(unit / LANES, q, unit % LANES)] = p;
+    if (AFFINE) {
+      // The quads of a unit lie in neighbouring lanes.
+      float sum = v.x + v.y + (v.z + v.w), scaled = p.x + p.y + (p.z + p.w);
+#pragma unroll
+      for (int n = 1; n < QUADS; n *= 2) {
+        sum += __shfl_xor_sync(ALL_LANES, sum, n);
+        scaled += __shfl_xor_sync(ALL_LANES, scaled, n);
+      }
+      if (q == 0) room.sums[row * X_UNITS + unit] = make_float2(scaled, sum);
+    }
+  }
+}
+
+DEVICE float square_sum(float4 v) { return v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w); }
+
+// All rows of x into shared memory, normalised if they are to be. The caller's barrier comes after it.
+DEVICE void place_x(const float* x, const float* weight, const Room& room) {
+  constexpr int N = COLUMNS / 4;
+  if (NORM && X_ROWS == 1) {
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < N; i += THREADS) sum += square_sum(reinterpret_cast<const float4*>(x)[i]);
+    float total = block_sum<WARPS>(sum, room.norms);
+    place_row(x, 1.0f / sqrtf(total / COLUMNS + EPS), weight, 0, room);
+    return;
+  }
+  if (NORM) {
+    for (int row = threadIdx.x / 32; row < X_ROWS; row += WARPS) {
+      float sum = 0.0f;
+      const float4* from = reinterpret_cast<const float4*>(x + row * COLUMNS);
+      for (int i = threadIdx.x % 32; i < N; i += 32) sum += square_sum(from[i]);
+      sum = warp_sum(sum);
+      if (threadIdx.x % 32 == 0) room.norms[row] = 1.0f / sqrtf(sum / COLUMNS + EPS);
+    }
+    __syncthreads();
+  }
+  for (int row = 0; row < X_ROWS; row++) place_row(x + row * COLUMNS, NORM ? room.norms[row] : 1.0f, weight, row, room);
+}
+
+// Adds the products of a batch of units to the lane's sums. `chunk`: the first of them.
+template <class Weigh>
+DEVICE void add_batch(const Unit (&units)[BATCH][ROWS_A_LANE], int chunk, int lane, const Room& room, Weigh weigh,
+                      float (&sums)[TOKENS][ROWS_A_LANE]) {
+#pragma unroll
+  for (int s = 0; s < BATCH; s++) {
+    int at = chunk + s * SPLIT;
+    if (ALL_CHUNKS % (SPLIT * BATCH) != 0 && at >= ALL_CHUNKS) break;
+    int part = PARTS == 1 ? 0 : at / CHUNKS, c = PARTS == 1 ? at : at % CHUNKS;
+    float a[TOKENS][ROWS_A_LANE];
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) {
+#pragma unroll
+      for (int r = 0; r < ROWS_A_LANE; r++) {
+        a[t][r] = AFFINE ? -room.sums[(t * PARTS + part) * X_UNITS + c * LANES + lane].x : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int q = 0; q < QUADS; q++) {
+      float4 w[ROWS_A_LANE];
+#pragma unroll
+      for (int r = 0; r < ROWS_A_LANE; r++) w[r] = decode(units[s][r].codes, q);
+#pragma unroll
+      for (int t = 0; t < TOKENS; t++) {
+        float4 x = room.x[(t * PARTS + part) * X_QUADS + quad_at(c, q, lane)];
+#pragma unroll
+        for (int r = 0; r < ROWS_A_LANE; r++) {
+          a[t][r] = fmaf(w[r].x, x.x, fmaf(w[r].y, x.y, fmaf(w[r].z, x.z, fmaf(w[r].w, x.w, a[t][r]))));
+        }
+      }
+    }
+    float score = weigh(part);
+#pragma unroll
+    for (int r = 0; r < ROWS_A_LANE; r++) {
+      float scale = FORMAT <= MXFP4 ? scale_value(units[s][r].scale) : 1.0f;
+      float bias = AFFINE ? scale_value(units[s][r].bias) : 0.0f;
+#pragma unroll
+      for (int t = 0; t < TOKENS; t++) {
+        float y = FORMAT == MXFP4 ? a[t][r] * 16384.0f * scale : scale * a[t][r];
+        if (AFFINE) y = fmaf(bias, room.sums[(t * PARTS + part) * X_UNITS + c * LANES + lane].y, y);
+        sums[t][r] += score * y;
+      }
+    }
+  }
+}
+
+// Sums of the lanes of a row: ends with row `r` of the lane's rows in the lanes whose high bits are `r`.
+DEVICE void sum_lanes(float (&v)[ROWS_A_LANE], int lane) {
+  int n = ROWS_A_LANE;
+#pragma unroll
+  for (int off = LANES / 2; off > 0; off /= 2) {
+    if (n > 1) {
+      n /= 2;
+      bool high = lane & off;
+#pragma unroll
+      for (int i = 0; i < ROWS_A_LANE / 2; i++) {
+        if (i < n) {
+          float other = __shfl_xor_sync(ALL_LANES, high ? v[i] : v[i + n], off);
+          v[i] = (high ? v[i + n] : v[i]) + other;
+        }
+      }
+    } else {
+      v[0] += __shfl_xor_sync(ALL_LANES, v[0], off);
+    }
+  }
+}
+
+// Works on the tiles blockIdx.x, blockIdx.x + gridDim.x, ...
+//   matrix(tile, m, part): matrix m (0, 1 where paired) for a part of x; row(tile, local): the row of it, inside the matrix.
+//   begin(): brings x; no barrier needed at its end. EARLY: weights do not depend on the launch before.
+//   weigh(part): factor of a part's products. finish(tile, local, t, sum, sum of the second matrix).
+template <bool EARLY, class MatrixOf, class RowOf, class Begin, class Weigh, class Finish>
+DEVICE void products(int tiles, const Room& room, MatrixOf matrix, RowOf row, Begin begin, Weigh weigh, Finish finish) {
+  const int warp = threadIdx.x / 32, group = warp / SPLIT, split = warp % SPLIT;
+  const int sub = threadIdx.x % 32 / LANES, lane = threadIdx.x % LANES;
+  Unit units[BATCH][ROWS_A_LANE];
+  auto load = [&](int tile, int batch) {
+#pragma unroll
+    for (int s = 0; s < BATCH; s++) {
+      int at = split + (batch * BATCH + s) * SPLIT, part = at / CHUNKS, unit = at % CHUNKS * LANES + lane;
+      bool valid = unit < UNITS && at < ALL_CHUNKS;
+#pragma unroll
+      for (int r = 0; r < ROWS_A_LANE; r++) {
+        int local = (group * ROWS_A_MATRIX + r % ROWS_A_MATRIX) * SUB + sub;
+        Matrix m = matrix(tile, r / ROWS_A_MATRIX, at < ALL_CHUNKS ? part : 0);
+        units[s][r] = load_unit(m, row(tile, local), unit, valid);
+      }
+    }
+  };
+  zmlx_release();
+  int tile = blockIdx.x;
+  if (EARLY && tile < tiles) load(tile, 0);
+  zmlx_wait();
+  if (!EARLY && tile < tiles) load(tile, 0);
+  begin();
+  __syncthreads();
+  for (int round = 0; tile < tiles; round ^= 1) {
+    float sums[TOKENS][ROWS_A_LANE] = {};
+    int next = tile + gridDim.x;
+#pragma unroll 1
+    for (int batch = 0; batch < BATCHES; batch++) {
+      add_batch(units, split + batch * BATCH * SPLIT, lane, room, weigh, sums);
+      bool more = batch + 1 < BATCHES;
+      if (more || next < tiles) load(more ? tile : next, more ? batch + 1 : 0);
+    }
+    float* parts = room.parts + round * SPLIT * MATRICES * TILE * TOKENS;
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) {
+      sum_lanes(sums[t], lane);
+      // The high bits of the lane in its row say which of the lane's rows it has.
+      constexpr int EACH = LANES / ROWS_A_LANE;
+      int r = lane / EACH, local = (group * ROWS_A_MATRIX + r % ROWS_A_MATRIX) * SUB + sub;
+      if (lane % EACH == 0) parts[(split * MATRICES * TILE + r / ROWS_A_MATRIX * TILE + local) * TOKENS + t] = sums[t][0];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < TILE * TOKENS; i += THREADS) {
+      float total[MATRICES] = {};
+#pragma unroll
+      for (int m = 0; m < MATRICES; m++) {
+#pragma unroll
+        for (int p = 0; p < SPLIT; p++) total[m] += parts[(p * MATRICES + m) * TILE * TOKENS + i];
+      }
+      finish(tile, i / TOKENS, i % TOKENS, total[0], total[MATRICES - 1]);
+    }
+    tile = next;
+  }
+}

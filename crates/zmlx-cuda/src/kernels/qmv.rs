@@ -1,0 +1,183 @@
+//! Products of a few rows with a matrix, alone or as a gated pair.
+
+use super::product::{Work, check_norm};
+use super::{
+    Activation, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Prelude, Source, Type, Weights,
+    aligned, given, size,
+};
+
+const NAME: &str = "zmlx_qmv";
+const TEXT: &str = include_str!("qmv.cu");
+
+/// `out = sigmoid(gate) * (norm(x) @ w.T + bias) + residual`, or `out = act(norm(x) @ w.T + bias, norm(x) @ w2.T + bias2)`.
+///
+/// `x` is `[tokens, columns]`, `out` and `residual` `[tokens, rows]` (they may be the same memory), `gate` `[tokens, 1]`,
+/// all float32.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Qmv {
+    /// Rows of a matrix.
+    pub rows: usize,
+    /// Columns of a matrix.
+    pub columns: usize,
+    /// How the matrices lie in memory.
+    pub format: Format,
+    /// Rows of x, 1 to 8.
+    pub tokens: usize,
+    /// Norm of the rows of x.
+    pub norm: Option<Norm>,
+    /// With it there is a second matrix of the same shape: the first is the gate, the second goes up.
+    pub activation: Option<Activation>,
+    /// Whether the products have biases.
+    pub bias: [bool; 2],
+    /// Whether rows are multiplied by the sigmoid of a gate.
+    pub gate: bool,
+    /// Whether there is a residual.
+    pub residual: bool,
+    /// How it is cut.
+    pub plan: Plan,
+}
+
+/// Addresses for [`Qmv`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct QmvOperands {
+    /// Activations, aligned to 16 bytes.
+    pub x: u64,
+    /// Weights of the norm, aligned to 16 bytes.
+    pub norm: Option<u64>,
+    /// The matrix.
+    pub weights: Weights,
+    /// The second matrix.
+    pub second: Option<Weights>,
+    /// Added to the products.
+    pub bias: [Option<u64>; 2],
+    /// Gates of the rows.
+    pub gate: Option<u64>,
+    /// Added to the result.
+    pub residual: Option<u64>,
+    /// The result.
+    pub out: u64,
+}
+
+impl Qmv {
+    /// A plain product of `tokens` rows.
+    pub fn new(rows: usize, columns: usize, format: Format, tokens: usize) -> Self {
+        let plan = Plan::new(Work { rows, columns, parts: 1, tokens, paired: false, format });
+        Self {
+            rows,
+            columns,
+            format,
+            tokens,
+            norm: None,
+            activation: None,
+            bias: [false; 2],
+            gate: false,
+            residual: false,
+            plan,
+        }
+    }
+
+    /// The same with two matrices and an activation, planned for them.
+    pub fn gated(self, activation: Activation) -> Self {
+        let plan = Plan::new(Work { paired: true, ..self.work() });
+        Self { activation: Some(activation), plan, ..self }
+    }
+
+    fn work(&self) -> Work {
+        let Self { rows, columns, format, tokens, .. } = *self;
+        Work { rows, columns, parts: 1, tokens, paired: self.activation.is_some(), format }
+    }
+
+    fn check(&self) -> Result<(), KernelError> {
+        self.format.check(NAME, self.columns)?;
+        size(NAME, "columns", self.columns, self.columns.is_multiple_of(4), "a multiple of 4")?;
+        size(NAME, "rows", self.rows, (1..1 << 24).contains(&self.rows), "1 to 2^24")?;
+        size(NAME, "rows of x", self.tokens, (1..=8).contains(&self.tokens), "1 to 8")?;
+        let second = usize::from(self.bias[1]);
+        size(NAME, "biases of a second matrix", second, second == 0 || self.activation.is_some(), "0")?;
+        check_norm(NAME, self.norm)?;
+        self.plan.check(NAME, self.activation.is_some())
+    }
+
+    fn operands(&self, o: &QmvOperands) -> (Operands, String) {
+        let mut to = Operands::default();
+        to.read("x", Type::F32, o.x);
+        if self.norm.is_some_and(|n| n.weight) {
+            to.read("norm", Type::F32, o.norm.unwrap_or(0));
+        }
+        let first = self.format.operands(&mut to, ["codes", "scales", "biases"], &o.weights);
+        let second = match self.activation {
+            Some(_) => {
+                let second = o.second.unwrap_or_default();
+                self.format.operands(&mut to, ["codes2", "scales2", "biases2"], &second)
+            }
+            None => first.clone(),
+        };
+        let optional = [
+            ("bias", self.bias[0], o.bias[0]),
+            ("bias2", self.bias[1], o.bias[1]),
+            ("gate", self.gate, o.gate),
+            ("residual", self.residual, o.residual),
+        ];
+        for (name, wanted, address) in optional {
+            if wanted {
+                to.read(name, Type::F32, address.unwrap_or(0));
+            }
+        }
+        to.write("out", Type::F32, o.out);
+        let n = |name| to.name(name);
+        let body = format!(
+            "qmv(x, {}, {first}, {second}, {}, {}, {}, {}, out);",
+            n("norm"),
+            n("bias"),
+            n("bias2"),
+            n("gate"),
+            n("residual")
+        );
+        (to, body)
+    }
+
+    /// The text.
+    ///
+    /// Errors: [`KernelError`] for shapes that it is not made for.
+    pub fn source(&self) -> Result<Source, KernelError> {
+        self.check()?;
+        let mut prelude = Prelude::default();
+        self.plan.constants(self.work(), self.norm, &mut prelude);
+        Activation::constants(self.activation, NAME, &mut prelude)?;
+        prelude.int("ROWS", self.rows).flag("BIAS", self.bias[0]).flag("BIAS2", self.bias[1]);
+        prelude.flag("GATE", self.gate).flag("RESIDUAL", self.residual);
+        let (operands, body) = self.operands(&QmvOperands::default());
+        Ok(Source {
+            name: NAME,
+            params: operands.params,
+            device: prelude.with(&[PRODUCT, TEXT]),
+            body,
+            bounds: self.plan.bounds(self.tokens),
+        })
+    }
+
+    /// A launch.
+    ///
+    /// Errors: [`KernelError`] for operands that are missing, too many or misaligned.
+    pub fn launch(&self, o: &QmvOperands) -> Result<Launch, KernelError> {
+        self.check()?;
+        given(NAME, "the norm's weights", self.norm.is_some_and(|n| n.weight), &o.norm)?;
+        given(NAME, "the second matrix", self.activation.is_some(), &o.second)?;
+        given(NAME, "the bias", self.bias[0], &o.bias[0])?;
+        given(NAME, "the second bias", self.bias[1], &o.bias[1])?;
+        given(NAME, "the gate", self.gate, &o.gate)?;
+        given(NAME, "the residual", self.residual, &o.residual)?;
+        aligned(NAME, "x", o.x, 16)?;
+        aligned(NAME, "the norm's weights", o.norm.unwrap_or(0), 16)?;
+        o.weights.check(NAME)?;
+        o.second.unwrap_or_default().check(NAME)?;
+        let matrices = if self.activation.is_some() { 2 } else { 1 };
+        Ok(Launch {
+            grid: [self.plan.blocks(self.rows.div_ceil(self.plan.tile(matrices == 2))), 1, 1],
+            block: [32 * self.plan.warps as u32, 1, 1],
+            shared: self.plan.shared(self.work(), NAME)?,
+            args: self.operands(o).0.args,
+            bytes: (matrices * self.rows * self.format.row_bytes(self.columns)) as u64,
+        })
+    }
+}

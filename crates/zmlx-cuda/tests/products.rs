@@ -1,0 +1,280 @@
+//! Products give what their formulas give in double precision, in every format and at shapes that fill no tile.
+
+mod support;
+
+use support::{Device, close, compile, dot, floats, matrix, nvrtc, rms_norm, wide};
+use zmlx_cuda::kernels::{
+    Activation, ExpertsDown, ExpertsDownOperands, ExpertsUp, ExpertsUpOperands, Float, Format, KernelError,
+    Norm, Qmv, QmvOperands, Type,
+};
+
+const AFFINE: Format = Format::Affine { bits: 4, group: 64, scales: Float::Bf16 };
+
+fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+fn act(activation: Activation, g: f64, u: f64) -> f64 {
+    match activation {
+        Activation::Silu => silu(g) * u,
+        Activation::GeluTanh => {
+            0.5 * g * (1.0 + (0.7978845608028654 * (g + 0.044715 * g.powi(3))).tanh()) * u
+        }
+        Activation::GeluErf => panic!("there is no reference for erf"),
+        Activation::ClampedSwiGlu { alpha, limit } => {
+            let (alpha, limit) = (f64::from(alpha), f64::from(limit));
+            let (g, u) = (g.min(limit), u.clamp(-limit, limit));
+            g / (1.0 + (-alpha * g).exp()) * (1.0 + u)
+        }
+    }
+}
+
+#[test]
+fn rows_of_every_format() {
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut device = Device::default();
+    let affine = |bits, group, scales| Format::Affine { bits, group, scales };
+    for (format, rows, columns, tokens) in [
+        (AFFINE, 37, 2048, 1),
+        (AFFINE, 21, 768, 3),
+        (affine(4, 32, Float::F16), 19, 1792, 1),
+        (affine(4, 128, Float::F32), 9, 11264, 2),
+        (affine(8, 64, Float::Bf16), 23, 1088, 2),
+        (affine(8, 32, Float::F32), 5, 32, 8),
+        (Format::Mxfp4, 18, 2880, 1),
+        (Format::Mxfp4, 7, 96, 4),
+        (Format::Dense(Float::Bf16), 33, 520, 1),
+        (Format::Dense(Float::F16), 11, 264, 5),
+        (Format::Dense(Float::F32), 13, 132, 1),
+    ] {
+        let what = format!("{format:?} {rows}x{columns}, {tokens} rows");
+        let x = floats(&mut rng, tokens * columns);
+        let w = matrix(&mut device.memory, &mut rng, format, rows, columns);
+        let kernel = Qmv::new(rows, columns, format, tokens);
+        let operands = QmvOperands {
+            x: device.memory.f32(&x),
+            weights: w.weights,
+            out: device.memory.fresh(Type::F32, tokens * rows),
+            ..Default::default()
+        };
+        let launch = kernel.launch(&operands).unwrap();
+        device.run(&kernel.source().unwrap(), &launch);
+        let want: Vec<f64> = (0..tokens * rows)
+            .map(|i| dot(&w.values, i % rows, &wide(&x[i / rows * columns..][..columns])))
+            .collect();
+        close(&what, &device.memory.read(operands.out), &want, 3e-6);
+    }
+}
+
+#[test]
+fn norms_biases_gates_residuals_and_pairs() {
+    let mut rng = fastrand::Rng::with_seed(2);
+    let mut device = Device::default();
+    let clamped = Activation::ClampedSwiGlu { alpha: 1.702, limit: 1.5 };
+    let weighted = Some(Norm { eps: 1e-5, weight: true });
+    for (tokens, norm, activation, extras) in [
+        (1, weighted, None, [true, false, true, true]),
+        (3, weighted, None, [false, false, false, true]),
+        (2, Some(Norm { eps: 1e-6, weight: false }), Some(Activation::Silu), [false; 4]),
+        (1, None, Some(clamped), [true, true, false, false]),
+        (1, weighted, Some(Activation::GeluTanh), [false, true, false, true]),
+    ] {
+        let what = format!("{tokens} {norm:?} {activation:?} {extras:?}");
+        let (rows, columns) = (45, 2048);
+        let x = floats(&mut rng, tokens * columns);
+        let weight = floats(&mut rng, columns);
+        let m = &mut device.memory;
+        let w = [0, 1].map(|_| matrix(m, &mut rng, AFFINE, rows, columns));
+        let [bias, bias2] = [0, 1].map(|_| floats(&mut rng, rows));
+        let (gate, residual) = (floats(&mut rng, tokens), floats(&mut rng, tokens * rows));
+        let mut kernel = Qmv::new(rows, columns, AFFINE, tokens);
+        if let Some(activation) = activation {
+            kernel = kernel.gated(activation);
+        }
+        kernel = Qmv { norm, bias: [extras[0], extras[1]], gate: extras[2], residual: extras[3], ..kernel };
+        // Two tiles a block, so that the second round is seen.
+        kernel.plan.resident = 1;
+        let operands = QmvOperands {
+            x: m.f32(&x),
+            norm: norm.filter(|n| n.weight).map(|_| m.f32(&weight)),
+            weights: w[0].weights,
+            second: activation.map(|_| w[1].weights),
+            bias: [extras[0].then(|| m.f32(&bias)), extras[1].then(|| m.f32(&bias2))],
+            gate: extras[2].then(|| m.f32(&gate)),
+            residual: extras[3].then(|| m.f32(&residual)),
+            out: m.fresh(Type::F32, tokens * rows),
+        };
+        let mut launch = kernel.launch(&operands).unwrap();
+        launch.grid[0] = 2;
+        device.run(&kernel.source().unwrap(), &launch);
+        let mut want = Vec::new();
+        for t in 0..tokens {
+            let row = &x[t * columns..][..columns];
+            let x = norm.map_or_else(|| wide(row), |n| rms_norm(row, n.weight.then_some(&weight), n.eps));
+            for r in 0..rows {
+                let value = |m: usize, on: bool, b: &[f32]| {
+                    dot(&w[m].values, r, &x) + if on { f64::from(b[r]) } else { 0.0 }
+                };
+                let mut y = value(0, extras[0], &bias);
+                if let Some(activation) = activation {
+                    y = act(activation, y, value(1, extras[1], &bias2));
+                }
+                if extras[2] {
+                    y /= 1.0 + (-f64::from(gate[t])).exp();
+                }
+                want.push(y + if extras[3] { f64::from(residual[t * rows + r]) } else { 0.0 });
+            }
+        }
+        close(&what, &device.memory.read(operands.out), &want, 5e-6);
+    }
+}
+
+#[test]
+fn experts_of_two_tokens() {
+    let mut rng = fastrand::Rng::with_seed(3);
+    let mut device = Device::default();
+    let clamped = Activation::ClampedSwiGlu { alpha: 1.702, limit: 1.5 };
+    let f8 = Format::Affine { bits: 8, group: 32, scales: Float::F32 };
+    for (format, experts, k, width, hidden, activation, biased) in [
+        (AFFINE, 6, 4, 256, 192, Activation::Silu, false),
+        (AFFINE, 9, 8, 64, 768, Activation::Silu, false),
+        (Format::Mxfp4, 4, 2, 96, 160, clamped, true),
+        (f8, 3, 3, 64, 96, Activation::GeluTanh, true),
+        (Format::Dense(Float::Bf16), 3, 1, 40, 24, Activation::Silu, false),
+    ] {
+        let what = format!("{format:?} {k} of {experts}");
+        let tokens = 2;
+        let x = floats(&mut rng, tokens * width);
+        let weight = floats(&mut rng, width);
+        let m = &mut device.memory;
+        let [gate, up] = [0, 1].map(|_| matrix(m, &mut rng, format, experts * hidden, width));
+        let down = matrix(m, &mut rng, format, experts * width, hidden);
+        let [bg, bu] = [0, 1].map(|_| floats(&mut rng, experts * hidden));
+        let bd = floats(&mut rng, experts * width);
+        let mut order: Vec<i32> = (0..experts as i32).collect();
+        let mut indices = Vec::new();
+        for _ in 0..tokens {
+            rng.shuffle(&mut order);
+            indices.extend(&order[..k]);
+        }
+        let scores = floats(&mut rng, tokens * k);
+        let residuals = [0, 1].map(|_| floats(&mut rng, tokens * width));
+        let norm = Norm { eps: 1e-5, weight: true };
+        let plain = ExpertsUp::new([experts, k], [hidden, width], format, tokens, activation);
+        let up_kernel = ExpertsUp { norm: Some(norm), bias: [biased; 2], ..plain };
+        let up_operands = ExpertsUpOperands {
+            x: m.f32(&x),
+            norm: Some(m.f32(&weight)),
+            indices: m.i32(&indices),
+            gate: gate.weights,
+            up: up.weights,
+            bias: [biased.then(|| m.f32(&bg)), biased.then(|| m.f32(&bu))],
+            out: m.fresh(Type::F32, tokens * k * hidden),
+        };
+        let down_kernel = ExpertsDown {
+            bias: biased,
+            residuals: 2,
+            ..ExpertsDown::new([experts, k], [width, hidden], format, tokens)
+        };
+        let down_operands = ExpertsDownOperands {
+            x: up_operands.out,
+            indices: up_operands.indices,
+            scores: m.f32(&scores),
+            down: down.weights,
+            bias: biased.then(|| m.f32(&bd)),
+            residuals: residuals.iter().map(|r| m.f32(r)).collect(),
+            out: m.fresh(Type::F32, tokens * width),
+        };
+        let mut launch = up_kernel.launch(&up_operands).unwrap();
+        launch.grid[0] = launch.grid[0].min(5);
+        device.run(&up_kernel.source().unwrap(), &launch);
+        device.run(&down_kernel.source().unwrap(), &down_kernel.launch(&down_operands).unwrap());
+        let bias = |b: &[f32], i: usize| if biased { f64::from(b[i]) } else { 0.0 };
+        let (mut want_up, mut want) = (Vec::new(), Vec::new());
+        for t in 0..tokens {
+            let row = rms_norm(&x[t * width..][..width], Some(&weight), norm.eps);
+            let mut y: Vec<f64> =
+                (0..width).map(|i| residuals.iter().map(|r| f64::from(r[t * width + i])).sum()).collect();
+            for s in 0..k {
+                let e = indices[t * k + s] as usize;
+                let h: Vec<f64> = (e * hidden..(e + 1) * hidden)
+                    .map(|r| {
+                        let g = dot(&gate.values, r, &row) + bias(&bg, r);
+                        act(activation, g, dot(&up.values, r, &row) + bias(&bu, r))
+                    })
+                    .collect();
+                for (i, y) in y.iter_mut().enumerate() {
+                    let r = e * width + i;
+                    *y += f64::from(scores[t * k + s]) * (dot(&down.values, r, &h) + bias(&bd, r));
+                }
+                want_up.extend(h);
+            }
+            want.extend(y);
+        }
+        close(&format!("{what} up"), &device.memory.read(up_operands.out), &want_up, 5e-6);
+        close(&what, &device.memory.read(down_operands.out), &want, 1e-5);
+    }
+}
+
+#[test]
+fn shapes_that_cannot_be_are_refused() {
+    let size = |e: Result<_, KernelError>| matches!(e, Err(KernelError::Size { .. }));
+    assert!(size(Qmv::new(8, 100, AFFINE, 1).source()));
+    assert!(size(Qmv::new(8, 128, AFFINE, 9).source()));
+    assert!(size(Qmv::new(8, 128, Format::Affine { bits: 6, group: 64, scales: Float::F32 }, 1).source()));
+    assert!(size(ExpertsDown::new([4, 5], [64, 64], AFFINE, 1).source()));
+    let kernel = Qmv { norm: Some(Norm { eps: f32::NAN, weight: false }), ..Qmv::new(8, 128, AFFINE, 1) };
+    assert!(matches!(kernel.source(), Err(KernelError::NotFinite { .. })));
+    let kernel = Qmv::new(8, 128, AFFINE, 1);
+    let without = QmvOperands { residual: Some(64), ..Default::default() };
+    assert!(matches!(kernel.launch(&without), Err(KernelError::Operand { .. })));
+    let odd = QmvOperands { x: 8, ..Default::default() };
+    assert!(matches!(kernel.launch(&odd), Err(KernelError::Misaligned { to: 16, .. })));
+    let large = Qmv::new(8, 16384, AFFINE, 8);
+    assert!(matches!(large.launch(&QmvOperands::default()), Err(KernelError::Shared { .. })));
+}
+
+/// The shapes of LFM2-8B-A1B and Qwen3-30B-A3B, and others' formats.
+#[test]
+fn real_shapes_compile_for_sm_90_without_spills() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let norm = Some(Norm { eps: 1e-5, weight: true });
+    for (rows, columns, format, tokens) in [
+        (2048, 2048, AFFINE, 1),
+        (2048, 4096, AFFINE, 1),
+        (65536, 2048, AFFINE, 1),
+        (151936, 2048, AFFINE, 1),
+        (151936, 2048, AFFINE, 4),
+        (151936, 2048, AFFINE, 8),
+        (2048, 7168, AFFINE, 1),
+        (2048, 2048, Format::Affine { bits: 8, group: 64, scales: Float::Bf16 }, 1),
+        (128, 2048, Format::Dense(Float::Bf16), 1),
+        (2880, 2880, Format::Mxfp4, 1),
+    ] {
+        let kernel = Qmv { norm, residual: true, ..Qmv::new(rows, columns, format, tokens) };
+        let launch =
+            kernel.launch(&QmvOperands { norm: Some(64), residual: Some(64), ..Default::default() }).unwrap();
+        let what = format!(
+            "qmv {rows}x{columns} {format:?} {tokens}: grid {:?} block {} shared {} {:?}",
+            launch.grid, launch.block[0], launch.shared, kernel.plan
+        );
+        compile(&nvrtc, &what, &kernel.source().unwrap());
+    }
+    let pair = Qmv { norm, ..Qmv::new(7168, 2048, AFFINE, 1).gated(Activation::Silu) };
+    compile(&nvrtc, "gated 7168x2048", &pair.source().unwrap());
+    for (experts, k, hidden, width) in [(32, 4, 1792, 2048), (128, 8, 768, 2048), (256, 8, 512, 2048)] {
+        let up =
+            ExpertsUp { norm, ..ExpertsUp::new([experts, k], [hidden, width], AFFINE, 1, Activation::Silu) };
+        compile(
+            &nvrtc,
+            &format!("up {k} of {experts} {hidden}x{width} {:?}", up.plan),
+            &up.source().unwrap(),
+        );
+        let down = ExpertsDown { residuals: 1, ..ExpertsDown::new([experts, k], [width, hidden], AFFINE, 1) };
+        compile(
+            &nvrtc,
+            &format!("down {k} of {experts} {width}x{hidden} {:?}", down.plan),
+            &down.source().unwrap(),
+        );
+    }
+}
