@@ -65,6 +65,12 @@ DEVICE float published(float* p) {
   asm volatile("ld.relaxed.gpu.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
   return v;
 }
+DEVICE float4 published4(float* p) {
+  float4 v;
+  asm volatile("ld.relaxed.gpu.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+  return v;
+}
 #else
 DEVICE void zmlx_wait() {}
 DEVICE void zmlx_release() {}
@@ -73,6 +79,9 @@ DEVICE float half_to_float(u16 h) { return __half2float(__ushort_as_half(h)); }
 DEVICE u16 float_to_half(float f) { return __half_as_ushort(__float2half_rn(f)); }
 DEVICE void publish(float* p, float v) { atomicExch(p, v); }
 DEVICE float published(float* p) { return atomicAdd(p, 0.0f); }
+DEVICE float4 published4(float* p) {
+  return make_float4(published(p), published(p + 1), published(p + 2), published(p + 3));
+}
 #endif
 
 DEVICE float bfloat_to_float(u16 b) { return __uint_as_float(static_cast<u32>(b) << 16); }

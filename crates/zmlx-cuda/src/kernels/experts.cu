@@ -19,15 +19,19 @@ DEVICE void experts_up(const float* x, const float* norm, const int* indices, Ma
   const int token = blockIdx.y;
   products<false>(
       TILES * K, room,
-      [&](int tile, int m, int) { return expert(m == 0 ? gate : up, indices[token * K + tile / TILES]); },
+      [&](int tile, int, int m, int) { return expert(m == 0 ? gate : up, indices[token * K + tile / TILES]); },
       [&](int tile, int local) { return static_cast<u64>(min(tile % TILES * TILE + local, ROWS - 1)); },
       [&] { place_x(x + token * COLUMNS, norm, room); }, [](int) { return 1.0f; },
-      [&](int tile, int local, int, float g, float u) {
-        int r = tile % TILES * TILE + local, slot = token * K + tile / TILES;
-        if (r >= ROWS) return;
-        if (BIAS) g += gate_bias[indices[slot] * ROWS + r];
-        if (BIAS2) u += up_bias[indices[slot] * ROWS + r];
-        out[slot * ROWS + r] = gated<ACTIVATION>(g, u, ALPHA, LIMIT);
+      [&](int tile, auto total) {
+        int slot = token * K + tile / TILES;
+        for (int i = threadIdx.x; i < TILE; i += THREADS) {
+          int r = tile % TILES * TILE + i;
+          if (r >= ROWS) continue;
+          float g = total(0, i, 0), u = total(MATRICES - 1, i, 0);
+          if (BIAS) g += gate_bias[indices[slot] * ROWS + r];
+          if (BIAS2) u += up_bias[indices[slot] * ROWS + r];
+          out[slot * ROWS + r] = gated<ACTIVATION>(g, u, ALPHA, LIMIT);
+        }
       });
 }
 
@@ -40,18 +44,21 @@ DEVICE void experts_down(const float* x, const int* indices, const float* scores
   constexpr int TILES = (ROWS + TILE - 1) / TILE;
   const int token = blockIdx.y;
   products<false>(
-      TILES, room, [&](int, int, int part) { return expert(down, indices[token * K + part]); },
+      TILES, room, [&](int, int, int, int part) { return expert(down, indices[token * K + part]); },
       [&](int tile, int local) { return static_cast<u64>(min(tile * TILE + local, ROWS - 1)); },
       [&] { place_x(x + token * K * COLUMNS, nullptr, room); }, [&](int part) { return scores[token * K + part]; },
-      [&](int tile, int local, int, float y, float) {
-        int r = tile * TILE + local;
-        if (r >= ROWS) return;
-        if (BIAS) {
-          for (int s = 0; s < K; s++) y += scores[token * K + s] * bias[indices[token * K + s] * ROWS + r];
+      [&](int tile, auto total) {
+        for (int i = threadIdx.x; i < TILE; i += THREADS) {
+          int r = tile * TILE + i;
+          if (r >= ROWS) continue;
+          float y = total(0, i, 0);
+          if (BIAS) {
+            for (int s = 0; s < K; s++) y += scores[token * K + s] * bias[indices[token * K + s] * ROWS + r];
+          }
+          if (RESIDUALS > 0) y += residual[token * ROWS + r];
+          if (RESIDUALS > 1) y += residual2[token * ROWS + r];
+          if (RESIDUALS > 2) y += residual3[token * ROWS + r];
+          out[token * ROWS + r] = y;
         }
-        if (RESIDUALS > 0) y += residual[token * ROWS + r];
-        if (RESIDUALS > 1) y += residual2[token * ROWS + r];
-        if (RESIDUALS > 2) y += residual3[token * ROWS + r];
-        out[token * ROWS + r] = y;
       });
 }

@@ -14,11 +14,15 @@
 //!   atomically.
 //! * [`Launch::shared`] may exceed 48 KiB: then the function's limit of dynamic shared memory must be raised first.
 
+mod attention;
 mod experts;
+mod heads;
 mod product;
 mod qmv;
 
+pub use attention::{Attend, AttendOperands};
 pub use experts::{ExpertsDown, ExpertsDownOperands, ExpertsUp, ExpertsUpOperands};
+pub use heads::{Angles, CacheOperands, Finish, Growth, Heads, HeadsOperands, RawHeads};
 pub use product::{Activation, Float, Format, Norm, Plan, Weights};
 pub use qmv::{Qmv, QmvOperands};
 
@@ -56,15 +60,17 @@ impl Type {
     }
 }
 
-/// A parameter of a kernel: a pointer.
+/// A parameter of a kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Param {
     /// Its name.
     pub name: &'static str,
-    /// What it points at.
+    /// What it points at, or what it is.
     pub ty: Type,
     /// Whether the kernel writes there.
     pub written: bool,
+    /// Whether it is no pointer.
+    pub by_value: bool,
 }
 
 /// The text of a kernel.
@@ -88,7 +94,10 @@ impl Source {
         let params: Vec<String> = self
             .params
             .iter()
-            .map(|p| format!("{}{}* {}", if p.written { "" } else { "const " }, p.ty.cuda(), p.name))
+            .map(|p| {
+                let (mark, star) = (if p.written { "" } else { "const " }, if p.by_value { "" } else { "*" });
+                format!("{mark}{}{star} {}", p.ty.cuda(), p.name)
+            })
             .collect();
         let [threads, blocks] = self.bounds;
         format!(
@@ -106,6 +115,8 @@ impl Source {
 pub enum Arg {
     /// An address in device memory.
     Ptr(u64),
+    /// A number.
+    I32(i32),
 }
 
 /// One launch of a kernel.
@@ -225,13 +236,19 @@ struct Operands {
 
 impl Operands {
     fn read(&mut self, name: &'static str, ty: Type, address: u64) -> &mut Self {
-        self.params.push(Param { name, ty, written: false });
+        self.params.push(Param { name, ty, written: false, by_value: false });
         self.args.push(Arg::Ptr(address));
         self
     }
 
+    fn number(&mut self, name: &'static str, value: i32) -> &mut Self {
+        self.params.push(Param { name, ty: Type::I32, written: false, by_value: true });
+        self.args.push(Arg::I32(value));
+        self
+    }
+
     fn write(&mut self, name: &'static str, ty: Type, address: u64) -> &mut Self {
-        self.params.push(Param { name, ty, written: true });
+        self.params.push(Param { name, ty, written: true, by_value: false });
         self.args.push(Arg::Ptr(address));
         self
     }

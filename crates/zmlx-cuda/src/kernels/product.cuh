@@ -245,9 +245,10 @@ DEVICE void sum_lanes(float (&v)[ROWS_A_LANE], int lane) {
 }
 
 // Works on the tiles blockIdx.x, blockIdx.x + gridDim.x, ...
-//   matrix(tile, m, part): matrix m (0, 1 where paired) for a part of x; row(tile, local): the row of it, inside the matrix.
-//   begin(): brings x; no barrier needed at its end. EARLY: weights do not depend on the launch before.
-//   weigh(part): factor of a part's products. finish(tile, local, t, sum, sum of the second matrix).
+//   matrix(tile, local, m, part): matrix m (0, 1 where paired) for row `local` of a tile and a part of x;
+//   row(tile, local): the row of it. begin(): brings x; no barrier needed at its end. EARLY: weights do not depend on the
+//   launch before. weigh(part): factor of a part's products. finish(tile, total): called by all threads,
+//   total(m, local, t) is a row's product with a row of x.
 template <bool EARLY, class MatrixOf, class RowOf, class Begin, class Weigh, class Finish>
 DEVICE void products(int tiles, const Room& room, MatrixOf matrix, RowOf row, Begin begin, Weigh weigh, Finish finish) {
   const int warp = threadIdx.x / 32, group = warp / SPLIT, split = warp % SPLIT;
@@ -261,7 +262,7 @@ DEVICE void products(int tiles, const Room& room, MatrixOf matrix, RowOf row, Be
 #pragma unroll
       for (int r = 0; r < ROWS_A_LANE; r++) {
         int local = (group * ROWS_A_MATRIX + r % ROWS_A_MATRIX) * SUB + sub;
-        Matrix m = matrix(tile, r / ROWS_A_MATRIX, at < ALL_CHUNKS ? part : 0);
+        Matrix m = matrix(tile, local, r / ROWS_A_MATRIX, at < ALL_CHUNKS ? part : 0);
         units[s][r] = load_unit(m, row(tile, local), unit, valid);
       }
     }
@@ -292,15 +293,12 @@ DEVICE void products(int tiles, const Room& room, MatrixOf matrix, RowOf row, Be
       if (lane % EACH == 0) parts[(split * MATRICES * TILE + r / ROWS_A_MATRIX * TILE + local) * TOKENS + t] = sums[t][0];
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < TILE * TOKENS; i += THREADS) {
-      float total[MATRICES] = {};
+    finish(tile, [&](int m, int local, int t) {
+      float total = 0.0f;
 #pragma unroll
-      for (int m = 0; m < MATRICES; m++) {
-#pragma unroll
-        for (int p = 0; p < SPLIT; p++) total[m] += parts[(p * MATRICES + m) * TILE * TOKENS + i];
-      }
-      finish(tile, i / TOKENS, i % TOKENS, total[0], total[MATRICES - 1]);
-    }
+      for (int p = 0; p < SPLIT; p++) total += parts[((p * MATRICES + m) * TILE + local) * TOKENS + t];
+      return total;
+    });
     tile = next;
   }
 }

@@ -1,23 +1,49 @@
 // out[t, r] = sigmoid(gate[t]) * (x[t] . w[r] + bias[r]) + residual[t, r], or act(x[t] . w[r] + bias[r]) * (x[t] . w2[r] + bias2[r]).
-DEVICE void qmv(const float* x, const float* norm, Matrix first, Matrix second, const float* bias, const float* bias2,
-                const float* gate, const float* residual, float* out) {
+// Rows of several matrices may follow one another.
+struct Rows {
+  Matrix first, second, third;
+};
+
+// The matrix that row `r` of all belongs to, starting so that `r` is its row in it.
+DEVICE Matrix back(Matrix m, int rows) {
+  m.codes -= static_cast<u64>(rows) * UNITS * 4;
+  if (FORMAT <= MXFP4) {
+    m.scales -= static_cast<u64>(rows) * (COLUMNS / GROUP);
+    if (AFFINE) m.biases -= static_cast<u64>(rows) * (COLUMNS / GROUP);
+  }
+  return m;
+}
+
+DEVICE void qmv(const float* x, const float* norm, Rows w, const float* bias, const float* bias2, const float* gate,
+                const float* residual, float* out) {
   extern __shared__ __align__(16) float pool[];
   Room room = room_of(pool);
   constexpr int TILES = (ROWS + TILE - 1) / TILE;
   products<true>(
-      TILES, room, [&](int, int m, int) { return m == 0 ? first : second; },
+      TILES, room,
+      [&](int tile, int local, int m, int) {
+        if (PAIRED) return m == 0 ? w.first : w.second;
+        int r = min(tile * TILE + local, ROWS - 1);
+        if (ROWS > ROWS_1 + ROWS_0 && r >= ROWS_0 + ROWS_1) return back(w.third, ROWS_0 + ROWS_1);
+        if (ROWS > ROWS_0 && r >= ROWS_0) return back(w.second, ROWS_0);
+        return w.first;
+      },
       [&](int tile, int local) { return static_cast<u64>(min(tile * TILE + local, ROWS - 1)); },
       [&] { place_x(x, norm, room); }, [](int) { return 1.0f; },
-      [&](int tile, int local, int t, float y, float other) {
-        int r = tile * TILE + local;
-        if (r >= ROWS) return;
-        if (BIAS) y += bias[r];
-        if (PAIRED) {
-          if (BIAS2) other += bias2[r];
-          y = gated<ACTIVATION>(y, other, ALPHA, LIMIT);
+      [&](int tile, auto total) {
+        for (int i = threadIdx.x; i < TILE * TOKENS; i += THREADS) {
+          int local = i / TOKENS, t = i % TOKENS, r = tile * TILE + local;
+          if (r >= ROWS) continue;
+          float y = total(0, local, t);
+          if (BIAS) y += bias[r];
+          if (PAIRED) {
+            float other = total(MATRICES - 1, local, t);
+            if (BIAS2) other += bias2[r];
+            y = gated<ACTIVATION>(y, other, ALPHA, LIMIT);
+          }
+          if (GATE) y *= sigmoid(gate[t]);
+          if (RESIDUAL) y += residual[t * ROWS + r];
+          out[t * ROWS + r] = y;
         }
-        if (GATE) y *= sigmoid(gate[t]);
-        if (RESIDUAL) y += residual[t * ROWS + r];
-        out[t * ROWS + r] = y;
       });
 }

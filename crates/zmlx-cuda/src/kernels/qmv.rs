@@ -12,11 +12,13 @@ const TEXT: &str = include_str!("qmv.cu");
 /// `out = sigmoid(gate) * (norm(x) @ w.T + bias) + residual`, or `out = act(norm(x) @ w.T + bias, norm(x) @ w2.T + bias2)`.
 ///
 /// `x` is `[tokens, columns]`, `out` and `residual` `[tokens, rows]` (they may be the same memory), `gate` `[tokens, 1]`,
-/// all float32.
+/// all float32. With `stacked` rows, `w` is several matrices of one format, one after another; `bias` is for all.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Qmv {
-    /// Rows of a matrix.
+    /// Rows of a matrix, or of all where several follow one another.
     pub rows: usize,
+    /// Rows of a second and a third matrix among them, whose rows come after the first one's: queries, keys and values.
+    pub stacked: [usize; 2],
     /// Columns of a matrix.
     pub columns: usize,
     /// How the matrices lie in memory.
@@ -46,8 +48,10 @@ pub struct QmvOperands {
     pub norm: Option<u64>,
     /// The matrix.
     pub weights: Weights,
-    /// The second matrix.
+    /// The second matrix, where there is one.
     pub second: Option<Weights>,
+    /// The third.
+    pub third: Option<Weights>,
     /// Added to the products.
     pub bias: [Option<u64>; 2],
     /// Gates of the rows.
@@ -64,6 +68,7 @@ impl Qmv {
         let plan = Plan::new(Work { rows, columns, parts: 1, tokens, paired: false, format });
         Self {
             rows,
+            stacked: [0; 2],
             columns,
             format,
             tokens,
@@ -82,6 +87,11 @@ impl Qmv {
         Self { activation: Some(activation), plan, ..self }
     }
 
+    /// Whether there is a second and a third matrix.
+    fn further(&self) -> [bool; 2] {
+        [self.activation.is_some() || self.stacked[0] > 0, self.stacked[1] > 0]
+    }
+
     fn work(&self) -> Work {
         let Self { rows, columns, format, tokens, .. } = *self;
         Work { rows, columns, parts: 1, tokens, paired: self.activation.is_some(), format }
@@ -92,6 +102,11 @@ impl Qmv {
         size(NAME, "columns", self.columns, self.columns.is_multiple_of(4), "a multiple of 4")?;
         size(NAME, "rows", self.rows, (1..1 << 24).contains(&self.rows), "1 to 2^24")?;
         size(NAME, "rows of x", self.tokens, (1..=8).contains(&self.tokens), "1 to 8")?;
+        let more: usize = self.stacked.iter().sum();
+        let good = more < self.rows
+            && (self.stacked[0] > 0 || more == 0)
+            && !(more > 0 && self.activation.is_some());
+        size(NAME, "rows of further matrices", more, good, "less than all, and 0 for gated pairs")?;
         let second = usize::from(self.bias[1]);
         size(NAME, "biases of a second matrix", second, second == 0 || self.activation.is_some(), "0")?;
         check_norm(NAME, self.norm)?;
@@ -105,13 +120,13 @@ impl Qmv {
             to.read("norm", Type::F32, o.norm.unwrap_or(0));
         }
         let first = self.format.operands(&mut to, ["codes", "scales", "biases"], &o.weights);
-        let second = match self.activation {
-            Some(_) => {
-                let second = o.second.unwrap_or_default();
-                self.format.operands(&mut to, ["codes2", "scales2", "biases2"], &second)
-            }
-            None => first.clone(),
+        let mut further = |on: bool, names, weights: Option<Weights>| match on {
+            true => self.format.operands(&mut to, names, &weights.unwrap_or_default()),
+            false => first.clone(),
         };
+        let [second, third] = self.further();
+        let second = further(second, ["codes2", "scales2", "biases2"], o.second);
+        let third = further(third, ["codes3", "scales3", "biases3"], o.third);
         let optional = [
             ("bias", self.bias[0], o.bias[0]),
             ("bias2", self.bias[1], o.bias[1]),
@@ -126,7 +141,7 @@ impl Qmv {
         to.write("out", Type::F32, o.out);
         let n = |name| to.name(name);
         let body = format!(
-            "qmv(x, {}, {first}, {second}, {}, {}, {}, {}, out);",
+            "qmv(x, {}, Rows{{{first}, {second}, {third}}}, {}, {}, {}, {}, out);",
             n("norm"),
             n("bias"),
             n("bias2"),
@@ -144,6 +159,8 @@ impl Qmv {
         let mut prelude = Prelude::default();
         self.plan.constants(self.work(), self.norm, &mut prelude);
         Activation::constants(self.activation, NAME, &mut prelude)?;
+        let [second, third] = self.stacked;
+        prelude.int("ROWS_0", self.rows - second - third).int("ROWS_1", second);
         prelude.int("ROWS", self.rows).flag("BIAS", self.bias[0]).flag("BIAS2", self.bias[1]);
         prelude.flag("GATE", self.gate).flag("RESIDUAL", self.residual);
         let (operands, body) = self.operands(&QmvOperands::default());
@@ -162,7 +179,9 @@ impl Qmv {
     pub fn launch(&self, o: &QmvOperands) -> Result<Launch, KernelError> {
         self.check()?;
         given(NAME, "the norm's weights", self.norm.is_some_and(|n| n.weight), &o.norm)?;
-        given(NAME, "the second matrix", self.activation.is_some(), &o.second)?;
+        let [second, third] = self.further();
+        given(NAME, "the second matrix", second, &o.second)?;
+        given(NAME, "the third matrix", third, &o.third)?;
         given(NAME, "the bias", self.bias[0], &o.bias[0])?;
         given(NAME, "the second bias", self.bias[1], &o.bias[1])?;
         given(NAME, "the gate", self.gate, &o.gate)?;
@@ -171,6 +190,7 @@ impl Qmv {
         aligned(NAME, "the norm's weights", o.norm.unwrap_or(0), 16)?;
         o.weights.check(NAME)?;
         o.second.unwrap_or_default().check(NAME)?;
+        o.third.unwrap_or_default().check(NAME)?;
         let matrices = if self.activation.is_some() { 2 } else { 1 };
         Ok(Launch {
             grid: [self.plan.blocks(self.rows.div_ceil(self.plan.tile(matrices == 2))), 1, 1],

@@ -92,9 +92,19 @@ impl Device {
         let module = match self.modules.entry(source.text()) {
             std::collections::hash_map::Entry::Occupied(e) => e.into_mut(),
             std::collections::hash_map::Entry::Vacant(e) => {
-                let mut kernel = KernelText::new(source.name, &source.body).header(&source.device);
+                // The emulator knows pointers only: what is passed by value is read from one.
+                let values: String = source
+                    .params
+                    .iter()
+                    .filter(|p| p.by_value)
+                    .map(|p| format!("const int {0} = {0}_at[0]; ", p.name))
+                    .collect();
+                let body = format!("{values}{}", source.body);
+                let mut kernel = KernelText::new(source.name, &body).header(&source.device);
                 for p in &source.params {
-                    kernel = if p.written {
+                    kernel = if p.by_value {
+                        kernel.input(&format!("{}_at", p.name), Dtype::I32, 1)
+                    } else if p.written {
                         kernel.output(p.name, dtype(p.ty))
                     } else {
                         kernel.input(p.name, dtype(p.ty), 1)
@@ -105,7 +115,15 @@ impl Device {
         };
         assert_eq!(source.params.len(), launch.args.len());
         let (mut inputs, mut shapes, mut initial, mut written) = (vec![], vec![], vec![], vec![]);
-        for (p, Arg::Ptr(address)) in source.params.iter().zip(&launch.args) {
+        for (p, arg) in source.params.iter().zip(&launch.args) {
+            let address = match arg {
+                Arg::Ptr(address) => address,
+                Arg::I32(value) => {
+                    assert!(p.by_value, "{}", p.name);
+                    inputs.push(Buffer::from_i32(&[*value], &[1]));
+                    continue;
+                }
+            };
             let (buffer, filled) = &self.memory.buffers[address];
             assert_eq!(buffer.dtype, dtype(p.ty), "{}", p.name);
             if p.written {

@@ -1,0 +1,326 @@
+//! Heads, caches and attention against their formulas in double precision.
+
+mod support;
+
+use support::{Device, close, compile, floats, nvrtc, rms_norm, wide};
+use zmlx_cuda::kernels::{
+    Angles, Attend, AttendOperands, CacheOperands, Finish, Float, Growth, Heads, HeadsOperands, Norm,
+    RawHeads, Type,
+};
+
+/// Cosines, then sines of each position.
+fn table(half: usize, positions: usize) -> Vec<f32> {
+    (0..positions)
+        .flat_map(|p| {
+            let angle = move |i: usize| p as f64 / 10000f64.powf(i as f64 / half as f64);
+            (0..half).map(move |i| angle(i).cos() as f32).chain((0..half).map(move |i| angle(i).sin() as f32))
+        })
+        .collect()
+}
+
+/// What a head goes through.
+fn finished(finish: &Finish, raw: &[f32], weight: &[f32], table: &[f32], position: usize) -> Vec<f64> {
+    let mut y = finish.norm.map_or_else(|| wide(raw), |n| rms_norm(raw, n.weight.then_some(weight), n.eps));
+    if let Some(Angles { half, traditional, magnitude }) = finish.rope {
+        for i in 0..half {
+            let (a, b) = if traditional { (2 * i, 2 * i + 1) } else { (i, i + half) };
+            let (c, s) =
+                (f64::from(table[2 * half * position + i]), f64::from(table[2 * half * position + half + i]));
+            let (u, v) = (y[a] * f64::from(magnitude), y[b] * f64::from(magnitude));
+            (y[a], y[b]) = (u * c - v * s, u * s + v * c);
+        }
+    }
+    if let Some(g) = finish.growth {
+        let steps = (position as f64 / f64::from(g.original_context)).floor();
+        y.iter_mut().for_each(|y| *y *= 1.0 + f64::from(g.beta) * (1.0 + steps).ln());
+    }
+    y
+}
+
+/// A value as a cache keeps it.
+fn kept(cache: Float, v: f64) -> f64 {
+    match cache {
+        Float::F32 => f64::from(v as f32),
+        Float::F16 => half::f16::from_f32(v as f32).to_f64(),
+        Float::Bf16 => half::bf16::from_f32(v as f32).to_f64(),
+    }
+}
+
+struct Case {
+    heads: RawHeads,
+    sequences: usize,
+    length: usize,
+    cache: Float,
+    window: Option<usize>,
+    sinks: bool,
+    position: usize,
+    splits: usize,
+    least: usize,
+    warps: usize,
+}
+
+fn plain(heads: usize, kv_heads: usize, key_width: usize, value_width: usize) -> RawHeads {
+    RawHeads {
+        heads,
+        kv_heads,
+        key_width,
+        value_width,
+        finish: Default::default(),
+        strides: [0; 3],
+        gates: false,
+    }
+}
+
+/// Everything that a case needs, in memory, and what must come out.
+struct World {
+    operands: HeadsOperands,
+    caches: [u64; 2],
+    cache: CacheOperands,
+    sinks: Option<u64>,
+    queries: Vec<f64>,
+    gates: Vec<f64>,
+    caches_after: [Vec<f64>; 2],
+    out: Vec<f64>,
+}
+
+const SCALE: f32 = 0.17;
+
+fn world(case: &Case, device: &mut Device, rng: &mut fastrand::Rng) -> World {
+    let RawHeads { heads, kv_heads, key_width: dk, value_width: dv, finish, strides, gates } = case.heads;
+    let m = &mut device.memory;
+    let (tokens, capacity) = (case.sequences * case.length, case.position + case.length + 3);
+    let raw = strides.map(|s| floats(rng, tokens * s));
+    let norms = [dk, dk, dv].map(|w| floats(rng, w));
+    let tables = finish.map(|f| table(f.rope.map_or(1, |r| r.half), capacity));
+    let mut caches = [dk, dv].map(|w| {
+        let values = floats(rng, case.sequences * kv_heads * capacity * w);
+        values.iter().map(|v| kept(case.cache, f64::from(*v))).collect::<Vec<_>>()
+    });
+    let narrow = |v: &Vec<f64>| v.iter().map(|v| *v as f32).collect::<Vec<_>>();
+    let addresses = [0, 1].map(|i| m.floats(case.cache, &narrow(&caches[i])));
+    let sinks = case.sinks.then(|| floats(rng, heads));
+    let operands = HeadsOperands {
+        raw: [0, 1, 2].map(|i| m.f32(&raw[i])),
+        norms: [0, 1, 2].map(|i| finish[i].norm.filter(|n| n.weight).map(|_| m.f32(&norms[i]))),
+        angles: [0, 1, 2].map(|i| finish[i].rope.map(|_| m.f32(&tables[i]))),
+        gates: gates.then(|| m.fresh(Type::F32, tokens * heads * dk)),
+    };
+    let cache = CacheOperands {
+        position: m.i32(&[case.position as i32]),
+        capacity: capacity as i32,
+        keys: addresses[0],
+        values: addresses[1],
+    };
+    let (mut queries, mut gate_values) = (Vec::new(), Vec::new());
+    for t in 0..tokens {
+        let position = case.position + t % case.length;
+        let q_width = if gates { 2 * dk } else { dk };
+        for h in 0..heads {
+            let row = &raw[0][t * strides[0] + h * q_width..][..q_width];
+            queries.extend(finished(&finish[0], &row[..dk], &norms[0], &tables[0], position));
+            gate_values.extend(wide(&row[dk..]));
+        }
+        for h in 0..kv_heads {
+            for (i, w) in [(1, dk), (2, dv)] {
+                let row = &raw[i][t * strides[i] + h * w..][..w];
+                let y = finished(&finish[i], row, &norms[i], &tables[i], position);
+                let at = ((t / case.length * kv_heads + h) * capacity + position) * w;
+                caches[i - 1][at..at + w].iter_mut().zip(y).for_each(|(c, y)| *c = kept(case.cache, y));
+            }
+        }
+    }
+    let mut out = Vec::new();
+    for t in 0..tokens {
+        let end = case.position + t % case.length + 1;
+        let start = case.window.map_or(0, |w| end.saturating_sub(w));
+        for h in 0..heads {
+            let base = (t / case.length * kv_heads + h / (heads / kv_heads)) * capacity;
+            let q = &queries[(t * heads + h) * dk..][..dk];
+            let row = |i: usize, p: usize, w: usize| &caches[i][(base + p) * w..][..w];
+            let mut scores: Vec<f64> = (start..end)
+                .map(|p| f64::from(SCALE) * row(0, p, dk).iter().zip(q).map(|(a, b)| a * b).sum::<f64>())
+                .collect();
+            scores.extend(sinks.as_ref().map(|s| f64::from(s[h])));
+            let most = scores.iter().copied().fold(f64::MIN, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            out.extend(
+                (0..dv).map(|d| {
+                    (start..end).map(|p| weights[p - start] / total * row(1, p, dv)[d]).sum::<f64>()
+                }),
+            );
+        }
+    }
+    let sinks = sinks.map(|s| m.f32(&s));
+    World {
+        operands,
+        caches: addresses,
+        cache,
+        sinks,
+        queries,
+        gates: gate_values,
+        caches_after: caches,
+        out,
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let norm = |weight| Some(Norm { eps: 1e-6, weight });
+    let rope = |half, traditional, magnitude| Some(Angles { half, traditional, magnitude });
+    let base = |heads| Case {
+        heads,
+        sequences: 1,
+        length: 1,
+        cache: Float::Bf16,
+        window: None,
+        sinks: false,
+        position: 0,
+        splits: 4,
+        least: 8,
+        warps: 2,
+    };
+    let lfm = RawHeads {
+        finish: [
+            Finish { norm: norm(true), rope: rope(32, false, 1.0), growth: None },
+            Finish { norm: norm(true), rope: rope(32, false, 1.0), growth: None },
+            Finish::default(),
+        ],
+        strides: [8 * 64 + 4 * 64; 3],
+        ..plain(8, 2, 64, 64)
+    };
+    let partial = RawHeads {
+        finish: [
+            Finish {
+                norm: norm(false),
+                rope: rope(8, true, 1.3),
+                growth: Some(Growth { beta: 0.2, original_context: 4.0 }),
+            },
+            Finish { norm: None, rope: rope(8, true, 1.3), growth: None },
+            Finish { norm: norm(false), ..Default::default() },
+        ],
+        strides: [4 * 48, 2 * 48 + 4, 2 * 32],
+        ..plain(4, 2, 48, 32)
+    };
+    let gated = RawHeads { strides: [3 * 2 * 256, 256, 256], gates: true, ..plain(3, 1, 256, 256) };
+    vec![
+        base(lfm),
+        Case { position: 37, ..base(lfm) },
+        Case { position: 100, length: 3, sequences: 2, least: 16, ..base(lfm) },
+        Case { position: 21, cache: Float::F32, sinks: true, ..base(partial) },
+        Case { position: 50, cache: Float::F16, window: Some(17), length: 2, sinks: true, ..base(partial) },
+        Case { position: 9, splits: 1, ..base(gated) },
+        Case { position: 40, splits: 3, cache: Float::F32, ..base(gated) },
+        Case { position: 30, length: 8, splits: 2, ..base(partial) },
+    ]
+}
+
+#[test]
+fn heads_are_finished_and_appended() {
+    let mut rng = fastrand::Rng::with_seed(4);
+    let mut device = Device::default();
+    for (i, case) in cases().iter().enumerate() {
+        let world = world(case, &mut device, &mut rng);
+        let kernel =
+            Heads { raw: case.heads, sequences: case.sequences, length: case.length, cache: case.cache };
+        let queries = device.memory.fresh(Type::F32, world.queries.len());
+        let launch = kernel.launch(&world.operands, &world.cache, queries).unwrap();
+        device.run(&kernel.source().unwrap(), &launch);
+        close(&format!("queries of case {i}"), &device.memory.read(queries), &world.queries, 1e-6);
+        check_caches(i, case, &device, &world);
+    }
+}
+
+fn check_caches(i: usize, case: &Case, device: &Device, world: &World) {
+    for (address, want) in world.caches.iter().zip(&world.caches_after) {
+        // A value in the middle between two that can be kept may go either way.
+        close(&format!("cache of case {i}"), &as_floats(case.cache, device, *address), want, 2e-4);
+    }
+    if let Some(gates) = world.operands.gates {
+        close(&format!("gates of case {i}"), &device.memory.read(gates), &world.gates, 0.0);
+    }
+}
+
+fn as_floats(float: Float, device: &Device, address: u64) -> Vec<f32> {
+    let data = &device.memory.get(address).data;
+    let bits = || data.chunks_exact(2).map(|c| u16::from_ne_bytes([c[0], c[1]]));
+    match float {
+        Float::F32 => device.memory.read(address),
+        Float::F16 => bits().map(|b| half::f16::from_bits(b).to_f32()).collect(),
+        Float::Bf16 => bits().map(|b| half::bf16::from_bits(b).to_f32()).collect(),
+    }
+}
+
+#[test]
+fn attention_over_parts_of_a_cache() {
+    let mut rng = fastrand::Rng::with_seed(5);
+    let mut device = Device::default();
+    for (i, case) in cases().iter().enumerate() {
+        for fresh in [true, false] {
+            let world = world(case, &mut device, &mut rng);
+            let kernel = Attend {
+                fresh,
+                window: case.window,
+                sinks: case.sinks,
+                splits: case.splits,
+                least: case.least,
+                warps: case.warps,
+                ..Attend::new(case.heads, [case.sequences, case.length], case.cache, SCALE)
+            };
+            let m = &mut device.memory;
+            let mut operands = AttendOperands {
+                heads: world.operands,
+                cache: world.cache,
+                sinks: world.sinks,
+                scratch: m.f32(&vec![f32::NAN; kernel.scratch()]),
+                arrived: m.bytes(Type::U32, vec![0; 4 * kernel.arrived()]),
+                out: m.fresh(Type::F32, world.out.len()),
+            };
+            if !fresh {
+                let finish = Heads {
+                    raw: case.heads,
+                    sequences: case.sequences,
+                    length: case.length,
+                    cache: case.cache,
+                };
+                let queries = device.memory.fresh(Type::F32, world.queries.len());
+                let launch = finish.launch(&world.operands, &world.cache, queries).unwrap();
+                device.run(&finish.source().unwrap(), &launch);
+                operands.heads.raw[0] = queries;
+            }
+            let (source, launch) = (kernel.source().unwrap(), kernel.launch(&operands).unwrap());
+            device.run(&source, &launch);
+            let first = device.memory.read(operands.out);
+            // The cache holds rounded keys: that of the reference may be another one where two are as near.
+            close(&format!("case {i}, fresh {fresh}"), &first, &world.out, 1e-4);
+            check_caches(i, case, &device, &world);
+            assert!(device.memory.get(operands.arrived).to_u32().iter().all(|n| *n == 0), "case {i}");
+            // Again, in another order of blocks, over what is left of the first: the same bits.
+            device.run(&source, &launch);
+            assert_eq!(device.memory.read(operands.out), first, "case {i}, fresh {fresh}");
+        }
+    }
+}
+
+#[test]
+fn real_shapes_compile_for_sm_90_without_spills() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let rope = |half| Some(Angles { half, traditional: false, magnitude: 1.0 });
+    let norm = Some(Norm { eps: 1e-6, weight: true });
+    for (name, heads, width) in
+        [("LFM2-8B", [32, 8], 64), ("Qwen3-30B", [32, 4], 128), ("GPT-OSS", [64, 8], 64)]
+    {
+        let turned = Finish { norm, rope: rope(width / 2), growth: None };
+        let raw = RawHeads {
+            finish: [turned, turned, Finish::default()],
+            strides: [(heads[0] + 2 * heads[1]) * width; 3],
+            ..plain(heads[0], heads[1], width, width)
+        };
+        for (fresh, length) in [(true, 1), (false, 1), (true, 4)] {
+            let kernel = Attend { fresh, ..Attend::new(raw, [1, length], Float::Bf16, 0.125) };
+            let what = format!("{name} fresh {fresh} {length} tokens, {} splits", kernel.splits);
+            compile(&nvrtc, &what, &kernel.source().unwrap());
+        }
+        let finish = Heads { raw, sequences: 1, length: 1, cache: Float::Bf16 };
+        compile(&nvrtc, name, &finish.source().unwrap());
+    }
+}
