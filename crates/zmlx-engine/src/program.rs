@@ -1,5 +1,6 @@
 //! A program: stages over numbered buffers, for any number of tokens at a time.
 
+use std::any::Any;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -16,8 +17,8 @@ pub struct Buffer(pub usize);
 /// From this many rows on, activations are packed once for all threads and not by each.
 pub const SHARE_FROM: usize = 3;
 
-/// One step of a program. A fused op is one or a few.
-pub trait Stage: Send + Sync + std::fmt::Debug {
+/// One step of a program. A fused op is one or a few. Who writes programs for another device looks at its type.
+pub trait Stage: Any + Send + Sync + std::fmt::Debug {
     /// What it does, in the field's terms.
     fn name(&self) -> &'static str;
 
@@ -244,6 +245,11 @@ impl Program {
     /// How many stages a single token takes.
     pub fn decode_stages(&self) -> usize {
         self.stages.iter().filter(|s| s.in_decode()).count()
+    }
+
+    /// Floats a row of each buffer.
+    pub fn widths(&self) -> &[usize] {
+        &self.widths
     }
 
     /// For each stage, the number that was given with it.

@@ -130,6 +130,34 @@ impl Data<&[u8]> {
     }
 }
 
+impl<B> Data<B> {
+    /// Bytes of a row of `columns` elements with its scales and biases.
+    pub fn row_bytes(&self, columns: usize) -> usize {
+        match self {
+            Self::Dense { float, .. } => columns * float.bytes(),
+            Self::Quantized { coding, scale, group, biases, .. } => {
+                let groups = columns / group * scale.bytes();
+                columns * coding.bits() as usize / 8 + groups * (1 + usize::from(biases.is_some()))
+            }
+        }
+    }
+
+    /// How its elements are coded, without them.
+    pub fn coding(&self) -> Data<()> {
+        match self {
+            Self::Dense { float, .. } => Data::Dense { elements: (), float: *float },
+            Self::Quantized { biases, coding, scale, group, .. } => Data::Quantized {
+                codes: (),
+                scales: (),
+                biases: biases.as_ref().map(|_| ()),
+                coding: *coding,
+                scale: *scale,
+                group: *group,
+            },
+        }
+    }
+}
+
 impl Data {
     /// The same, borrowed.
     pub fn as_slices(&self) -> Data<&[u8]> {
@@ -166,6 +194,22 @@ pub(crate) enum Stored {
     Rows(Data),
     #[cfg(target_arch = "x86_64")]
     Panels(panel::Panels),
+    /// Nothing: what is multiplied with it elsewhere is known by its number.
+    Outline {
+        coding: Data<()>,
+        weight: usize,
+    },
+}
+
+/// What there is to know of a matrix whose elements are held elsewhere, by a GPU for one.
+#[derive(Debug, Clone, Copy)]
+pub struct Outline<'a> {
+    /// The caller's number of the weight.
+    pub weight: usize,
+    /// How its elements are coded.
+    pub coding: &'a Data<()>,
+    /// The weight's row that is the matrix's first.
+    pub first: usize,
 }
 
 /// Widest matrix of which activations are sums of two integers.
@@ -240,6 +284,34 @@ impl Matrix {
         Ok(Self { data: Stored::Rows(data.copied()?), terms, first: 0, experts, rows, columns })
     }
 
+    /// A matrix of which only shape and coding are here, so that stages can be written for a device that holds the weight
+    /// `weight` itself. Its products on the CPU are NaN.
+    ///
+    /// # Errors
+    /// [`MatrixError::Unsupported`] for codings that [`Self::new`] would not take.
+    pub fn outlined(
+        coding: Data<()>,
+        weight: usize,
+        experts: usize,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Self, MatrixError> {
+        if let Data::Quantized { biases, coding, scale, group, .. } = &coding {
+            check_coding(*coding, *scale, *group, biases.is_some(), columns)?;
+        }
+        Ok(Self { data: Stored::Outline { coding, weight }, terms: 1, first: 0, experts, rows, columns })
+    }
+
+    /// What was given to [`Self::outlined`]; nothing for a matrix that has its elements.
+    pub fn outline(&self) -> Option<Outline<'_>> {
+        match &self.data {
+            Stored::Outline { coding, weight } => {
+                Some(Outline { weight: *weight, coding, first: self.first })
+            }
+            _ => None,
+        }
+    }
+
     /// Some rows of a plain matrix as a matrix of their own, which shares its bytes; `None` if it is a stack, has no such
     /// rows, or its products cannot begin or end there (see [`Self::granule`]).
     pub fn part(&self, rows: std::ops::Range<usize>) -> Option<Self> {
@@ -267,7 +339,7 @@ impl Matrix {
     /// Products want ranges of rows that begin and end at multiples of this (the last may end earlier).
     pub fn granule(&self) -> usize {
         match &self.data {
-            Stored::Rows(_) => 1,
+            Stored::Rows(_) | Stored::Outline { .. } => 1,
             #[cfg(target_arch = "x86_64")]
             Stored::Panels(_) => panel::ROWS,
         }
@@ -276,11 +348,8 @@ impl Matrix {
     /// Bytes of one row of one matrix with its scales.
     pub fn row_bytes(&self) -> usize {
         match &self.data {
-            Stored::Rows(Data::Dense { float, .. }) => self.columns * float.bytes(),
-            Stored::Rows(Data::Quantized { coding, scale, group, biases, .. }) => {
-                let groups = self.columns / group * scale.bytes();
-                self.columns * coding.bits() as usize / 8 + groups * (1 + usize::from(biases.is_some()))
-            }
+            Stored::Rows(data) => data.row_bytes(self.columns),
+            Stored::Outline { coding, .. } => coding.row_bytes(self.columns),
             #[cfg(target_arch = "x86_64")]
             Stored::Panels(p) => {
                 panel::Panels::size(panel::ROWS, self.columns, p.group, p.scale) / panel::ROWS
@@ -294,7 +363,7 @@ impl Matrix {
             Stored::Rows(Data::Quantized { coding, group, .. }) if *coding != Coding::E4m3 => {
                 Layout::Integers { group: *group, terms: self.terms }
             }
-            Stored::Rows(_) => Layout::Floats,
+            Stored::Rows(_) | Stored::Outline { .. } => Layout::Floats,
             #[cfg(target_arch = "x86_64")]
             Stored::Panels(p) => Layout::Bytes { group: p.group, terms: self.terms },
         }
@@ -319,21 +388,7 @@ fn check<B: std::ops::Deref<Target = [u8]>>(
         }
         Data::Quantized { codes, scales, biases, coding, scale, group } => {
             let (bits, group) = (coding.bits() as usize, *group);
-            let affine = matches!(coding, Coding::Affine(_));
-            let known = match (coding, scale) {
-                (Coding::Affine(b), ScaleFormat::Bf16 | ScaleFormat::F16 | ScaleFormat::F32) => {
-                    matches!(b, 2 | 3 | 4 | 5 | 6 | 8) && matches!(group, 32 | 64 | 128)
-                }
-                (Coding::E2m1 | Coding::E4m3, ScaleFormat::E8m0) => group == 32,
-                (Coding::E2m1, ScaleFormat::E4m3) => group == 16,
-                _ => false,
-            };
-            if !known || columns == 0 || !columns.is_multiple_of(group) || affine != biases.is_some() {
-                return Err(MatrixError::Unsupported(format!(
-                    "{coding:?} with {scale:?} scales in groups of {group}, {columns} columns{}",
-                    if affine && biases.is_none() { ", without biases" } else { "" }
-                )));
-            }
+            check_coding(*coding, *scale, group, biases.is_some(), columns)?;
             size("codes", elements.checked_mul(bits).ok_or_else(overflow)? / 8, codes.len())?;
             let groups = elements / group * scale.bytes();
             size("scales", groups, scales.len())?;
@@ -343,6 +398,32 @@ fn check<B: std::ops::Deref<Target = [u8]>>(
         }
     }
     Ok(())
+}
+
+/// Whether there are products with elements coded like that.
+fn check_coding(
+    coding: Coding,
+    scale: ScaleFormat,
+    group: usize,
+    biases: bool,
+    columns: usize,
+) -> Result<(), MatrixError> {
+    let affine = matches!(coding, Coding::Affine(_));
+    let known = match (coding, scale) {
+        (Coding::Affine(b), ScaleFormat::Bf16 | ScaleFormat::F16 | ScaleFormat::F32) => {
+            matches!(b, 2 | 3 | 4 | 5 | 6 | 8) && matches!(group, 32 | 64 | 128)
+        }
+        (Coding::E2m1 | Coding::E4m3, ScaleFormat::E8m0) => group == 32,
+        (Coding::E2m1, ScaleFormat::E4m3) => group == 16,
+        _ => false,
+    };
+    if known && columns != 0 && columns.is_multiple_of(group) && affine == biases {
+        return Ok(());
+    }
+    Err(MatrixError::Unsupported(format!(
+        "{coding:?} with {scale:?} scales in groups of {group}, {columns} columns{}",
+        if affine && !biases { ", without biases" } else { "" }
+    )))
 }
 
 impl ScaleFormat {

@@ -134,6 +134,12 @@ impl Matrix {
                 );
                 return in_panels(panels, first / panel::ROWS, n / panel::ROWS, x, tokens, out, stride);
             }
+            Stored::Outline { .. } => {
+                for t in 0..tokens.len() {
+                    out[t * stride..][..n].fill(f32::NAN);
+                }
+                return;
+            }
             Stored::Rows(data) => data,
         };
         match self.layout() {
@@ -346,6 +352,7 @@ impl Matrix {
     /// Row `r` of all that are stored, as floats.
     pub(super) fn stored_row(&self, r: usize, out: &mut [f32]) {
         match &self.data {
+            Stored::Outline { .. } => out.fill(f32::NAN),
             Stored::Rows(Data::Dense { elements, float }) => {
                 let bytes = self.columns * float.bytes();
                 decode::floats(&elements[r * bytes..][..bytes], *float, out);

@@ -42,6 +42,28 @@ impl Rope {
         Self { magnitude, ..self }
     }
 
+    /// Pairs of a head that are turned.
+    pub fn half(&self) -> usize {
+        self.half
+    }
+
+    /// Whether neighbours are pairs, and not halves.
+    pub fn is_traditional(&self) -> bool {
+        self.traditional
+    }
+
+    /// Multiplies what is turned, first.
+    pub fn magnitude(&self) -> f32 {
+        self.magnitude
+    }
+
+    /// Cosines and sines of the first `positions` positions: for each, all cosines, then all sines.
+    pub fn table(&self, positions: usize) -> Vec<f32> {
+        self.reach(positions);
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table[..2 * self.half * positions].to_vec()
+    }
+
     /// Makes the table reach that many positions.
     pub(super) fn reach(&self, positions: usize) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
