@@ -154,13 +154,19 @@ impl BoundWeight {
         Ok(Some(Self::Quantized { packed: first, scales, biases, quantization }))
     }
 
+    /// Its arrays: one, or packed words, scales and, for affine, biases.
+    pub fn arrays(&self) -> Vec<&Array> {
+        match self {
+            Self::Dense(a) => vec![a],
+            Self::Quantized { packed, scales, biases, .. } => {
+                [packed, scales].into_iter().chain(biases).collect()
+            }
+        }
+    }
+
     /// Bytes of its arrays.
     pub fn bytes(&self) -> u64 {
-        let arrays = match self {
-            Self::Dense(a) => [Some(a), None, None],
-            Self::Quantized { packed, scales, biases, .. } => [Some(packed), Some(scales), biases.as_ref()],
-        };
-        arrays.into_iter().flatten().map(|a| a.nbytes() as u64).sum()
+        self.arrays().into_iter().map(|a| a.nbytes() as u64).sum()
     }
 
     /// The dtype of its floats; none if it has none.

@@ -13,7 +13,7 @@ use zmlx_mlx::{Array, Dtype};
 use crate::graph::{Graph, Node, Value};
 use crate::held::Held;
 use crate::state::SlotId;
-use crate::weights::{Format, TensorSpec, WeightId};
+use crate::weights::{BoundWeight, Format, TensorSpec, Weight, WeightId};
 
 /// Why a fused node cannot be lowered.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -83,10 +83,18 @@ pub(crate) enum Place {
     },
 }
 
+/// Where the weights of a lowering come from.
+pub(crate) enum WeightSource<'a> {
+    /// Bytes as a checkpoint has them: matrices are arranged for the CPU.
+    Stored(&'a mut Tensors<'a>),
+    /// Arrays of MLX, which stay where they are: matrices are outlines with the weight's number.
+    Bound(&'a [Option<BoundWeight>]),
+}
+
 /// What is lowered so far; handed to each fused node's body in turn.
 pub struct Lowering<'a> {
     graph: &'a Graph,
-    tensors: &'a mut Tensors<'a>,
+    source: WeightSource<'a>,
     pub(crate) program: Program,
     pub(crate) places: HashMap<Value, Place>,
     /// Values that come from outside of the program, in the order in which they were first asked for.
@@ -111,10 +119,10 @@ pub struct Lowering<'a> {
 }
 
 impl<'a> Lowering<'a> {
-    pub(crate) fn new(graph: &'a Graph, held: Option<&'a Held>, tensors: &'a mut Tensors<'a>) -> Self {
+    pub(crate) fn new(graph: &'a Graph, held: Option<&'a Held>, source: WeightSource<'a>) -> Self {
         Self {
             graph,
-            tensors,
+            source,
             program: Program::new(),
             places: HashMap::new(),
             inputs: Vec::new(),
@@ -270,22 +278,34 @@ impl<'a> Lowering<'a> {
         }
         let weight = &self.graph.weights[id.0];
         let fail = |message: String| LoweringError::Weight { path: weight.path.clone(), message };
-        let mut dtypes = Vec::new();
-        for (spec, buffer) in weight.tensors().iter().zip(&mut self.staging) {
-            let dtype = (self.tensors)(spec, buffer);
-            dtypes.push(dtype.ok_or_else(|| LoweringError::Missing(spec.name.clone()))?);
-        }
         let size = |i: usize| weight.shape.get(i).map_or(1, |d| *d as usize);
         let (experts, rows, columns) = match weight.shape.len() {
             2 => (1, size(0), size(1)),
             3 => (size(0), size(1), size(2)),
             n => return Err(fail(format!("a matrix of {n} dimensions"))),
         };
-        let parts = self.staging.iter().map(Vec::as_slice).zip(dtypes);
-        let data =
-            data(&weight.format, parts).ok_or_else(|| fail("stored in a way that has no product".into()))?;
-        let matrix = Matrix::copied(&data, experts, rows, columns, weight.exact);
-        let matrix = matrix.map_err(|e: MatrixError| fail(e.to_string()))?;
+        let unknown = || fail("stored in a way that has no product".into());
+        let made = match &mut self.source {
+            WeightSource::Stored(tensors) => {
+                let mut dtypes = Vec::new();
+                for (spec, buffer) in weight.tensors().iter().zip(&mut self.staging) {
+                    let dtype = tensors(spec, buffer);
+                    dtypes.push(dtype.ok_or_else(|| LoweringError::Missing(spec.name.clone()))?);
+                }
+                let parts = self.staging.iter().map(Vec::as_slice).zip(dtypes);
+                let data = data(&weight.format, parts).ok_or_else(unknown)?;
+                Matrix::copied(&data, experts, rows, columns, weight.exact)
+            }
+            WeightSource::Bound(bound) => {
+                let bound = bound.get(id.0).and_then(Option::as_ref);
+                let bound = bound.ok_or_else(|| LoweringError::Missing(weight.path.clone()))?;
+                let empty: &[u8] = &[];
+                let parts = bound.arrays().into_iter().map(|a| (empty, a.dtype()));
+                let coding = data(&weight.format, parts).ok_or_else(unknown)?.coding();
+                Matrix::outlined(coding, id.0, experts, rows, columns)
+            }
+        };
+        let matrix = made.map_err(|e: MatrixError| fail(e.to_string()))?;
         self.matrices.insert(id, matrix.clone());
         Ok(matrix)
     }
@@ -303,13 +323,20 @@ impl<'a> Lowering<'a> {
             return Ok(vector.clone());
         }
         let weight = &self.graph.weights[id.0];
+        if let WeightSource::Bound(bound) = &self.source {
+            let vector = bound_vector(weight, bound.get(id.0).and_then(Option::as_ref))?;
+            self.vectors.insert(id, vector.clone());
+            return Ok(vector);
+        }
         let specs = weight.tensors();
         let [spec] = specs.as_slice() else {
             let message = "a quantised weight where a vector is needed".to_owned();
             return Err(LoweringError::Weight { path: weight.path.clone(), message });
         };
         let buffer = &mut self.staging[0];
-        let dtype = (self.tensors)(spec, buffer).ok_or_else(|| LoweringError::Missing(spec.name.clone()))?;
+        let missing = || LoweringError::Missing(spec.name.clone());
+        let WeightSource::Stored(tensors) = &mut self.source else { return Err(missing()) };
+        let dtype = tensors(spec, buffer).ok_or_else(missing)?;
         let mut vector: Vec<f32> = match dtype {
             Dtype::Float32 => {
                 buffer.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
@@ -354,6 +381,21 @@ impl<'a> Lowering<'a> {
     /// As [`Self::vector`].
     pub fn bias(&mut self, id: Option<WeightId>) -> Result<Option<Vec<f32>>, LoweringError> {
         id.map(|id| self.vector(id)).transpose()
+    }
+}
+
+/// A weight that MLX has, in float32.
+fn bound_vector(weight: &Weight, bound: Option<&BoundWeight>) -> Result<Vec<f32>, LoweringError> {
+    let fail = |message: String| LoweringError::Weight { path: weight.path.clone(), message };
+    match bound {
+        None => Err(LoweringError::Missing(weight.path.clone())),
+        Some(BoundWeight::Quantized { .. }) => {
+            Err(fail("a quantised weight where a vector is needed".to_owned()))
+        }
+        Some(BoundWeight::Dense(array)) => {
+            let floats = array.astype(Dtype::Float32).and_then(|a| a.to_vec::<f32>());
+            floats.map_err(|e| fail(e.to_string()))
+        }
     }
 }
 

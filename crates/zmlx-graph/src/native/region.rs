@@ -6,7 +6,7 @@ use zmlx_engine::matrix::Matrix;
 use zmlx_engine::program::{Buffer, Call, Program, Runner, Slot};
 use zmlx_mlx::{Array, Dtype, Error, Result};
 
-use super::lower::{Form, Lowering, LoweringError, Place, Tensors};
+use super::lower::{Form, Lowering, LoweringError, Place, Tensors, WeightSource};
 use crate::graph::{Graph, Value};
 use crate::held::Held;
 use crate::state::SlotId;
@@ -62,7 +62,7 @@ impl Plan {
         tensors: &mut Tensors<'_>,
         cut: Cut,
     ) -> std::result::Result<Self, LoweringError> {
-        let mut lowering = Lowering::new(graph, held.of(graph), tensors);
+        let mut lowering = Lowering::new(graph, held.of(graph), WeightSource::Stored(tensors));
         let mut steps = Vec::new();
         let mut index = 0;
         while index < graph.nodes.len() {
