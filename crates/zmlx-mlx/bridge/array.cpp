@@ -4,6 +4,7 @@
 #include <sstream>
 #include <unordered_map>
 
+#include "mlx/backend/cuda/cuda.h"
 #include "mlx/scheduler.h"
 
 namespace {
@@ -189,6 +190,32 @@ int32_t zmlx_array_eval_data(const array* a, bool* contiguous, const void** out)
     Lock lock;
     *contiguous = a->flags().row_contiguous;
     *out = a->size() ? array(*a).data<void>() : nullptr;
+  });
+}
+
+// What the CUDA library keeps behind a buffer's pointer, as its allocator.h of the pinned version has it. That header needs
+// those of CUDA, and asking the buffer for its data would move it to memory that host and GPU share.
+struct CudaBuffer {
+  void* data;
+  size_t size;
+  int device;
+};
+
+int32_t zmlx_array_device_data(const array* a, bool* contiguous, uint64_t* address) noexcept {
+  return unlocked_guard([&] {
+    if (!mx::cu::is_available()) throw std::runtime_error("the loaded libmlx does not run on CUDA");
+    Held held{{*a}};
+    eval_and_wait(held.arrays);
+    Lock lock;
+    *contiguous = a->flags().row_contiguous;
+    *address = 0;
+    if (!a->size()) return;
+    auto buffer = a->buffer();
+    auto* cuda = static_cast<const CudaBuffer*>(buffer.ptr());
+    if (!cuda || !cuda->data) throw std::runtime_error("the array has no memory");
+    size_t end = static_cast<size_t>(a->offset()) + a->nbytes();
+    if (cuda->size < end) throw std::runtime_error("the array is not where the CUDA library of this version keeps arrays");
+    *address = reinterpret_cast<uint64_t>(cuda->data) + static_cast<uint64_t>(a->offset());
   });
 }
 

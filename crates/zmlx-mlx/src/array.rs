@@ -196,6 +196,25 @@ impl Array {
         Ok((data as *const u8, contiguous))
     }
 
+    /// Computes the array and gives its address in the memory of the GPU, without moving it: for kernels that are launched
+    /// past MLX, with the CUDA library only. The address holds as long as the array lives and nobody reads it on the
+    /// host, which moves it to memory that host and GPU share.
+    ///
+    /// # Errors
+    /// [`Error::Mlx`] if the library does not run on CUDA or the computation fails; [`Error::Argument`] for a strided view.
+    pub fn device_address(&self) -> Result<u64> {
+        let api = api()?;
+        let (mut contiguous, mut address) = (false, 0);
+        // SAFETY: a valid handle and valid out pointers.
+        let status = unsafe { (api.array_device_data)(self.raw(), &mut contiguous, &mut address) };
+        check(api, status, "device address")?;
+        if !contiguous {
+            let message = "the array is a strided view: make it contiguous before taking its address";
+            return Err(Error::Argument(message.to_owned()));
+        }
+        Ok(address)
+    }
+
     fn expect<T: Element>(&self) -> Result<()> {
         let found = self.dtype();
         if found == T::DTYPE { Ok(()) } else { Err(Error::Dtype { expected: T::DTYPE, found }) }

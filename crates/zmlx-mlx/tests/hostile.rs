@@ -232,3 +232,12 @@ fn asking_for_streams_inside_a_kernel_spoils_nothing() -> Result<()> {
     assert_eq!(with_device(Device::Cpu, || y.add_scalar(1.0))?.to_vec::<f32>()?, [3.0]);
     Ok(())
 }
+
+#[test]
+fn device_addresses_are_refused_where_there_is_no_cuda() {
+    if zmlx_mlx::runtime::backend_available(zmlx_mlx::runtime::Backend::Cuda).unwrap() {
+        return;
+    }
+    let error = Array::from_slice(&[1f32, 2.0], &[2]).unwrap().device_address().unwrap_err();
+    assert!(error.to_string().contains("does not run on CUDA"), "{error}");
+}
