@@ -98,6 +98,8 @@ pub fn bisect(reference: &Executor, engine: &Executor, calls: &[Array]) -> Resul
         engine.walk(tokens, &mut own_state, Wanted::All, &mut |done| {
             match done {
                 Done::Node { index, outputs, .. } => outputs.clone_from(&stock[index]),
+                // Calls of one token on a GPU have no nodes to look at.
+                Done::Token { .. } => {}
                 Done::Region { outputs, .. } => {
                     let scores = |node: usize| -> zmlx_mlx::Result<Option<Array>> {
                         let value = |v: &Value| stock[v.node][v.output].clone();

@@ -39,6 +39,9 @@ pub enum GraphError {
     /// A fused node could not be lowered.
     #[error(transparent)]
     Lowering(#[from] crate::native::LoweringError),
+    /// A decode step past MLX failed.
+    #[error("CUDA: {0}")]
+    Cuda(String),
     /// The state was made for another graph, or for another form of it.
     #[error(
         "the state is of another graph, or was made before the model was patched or unpatched: make it anew \

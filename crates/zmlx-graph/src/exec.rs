@@ -2,10 +2,12 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+pub use zmlx_cuda::sequence::Chosen as Likeliest;
 use zmlx_engine::program::{Call, Runner, Wanted};
 use zmlx_mlx::{Array, Dtype};
 
 use crate::cost::CostContext;
+use crate::cuda::Gpu;
 use crate::error::{GraphError, Result};
 use crate::graph::{Graph, Value};
 use crate::held::Held;
@@ -22,6 +24,8 @@ pub struct Executor {
     weights: Vec<Option<BoundWeight>>,
     plan: Plan,
     runner: Option<Mutex<Runner>>,
+    /// What runs calls of one token past MLX.
+    gpu: Option<Gpu>,
     /// For each node, the values that nobody reads after it.
     last_reads: Vec<Vec<Value>>,
     runs: AtomicU64,
@@ -64,6 +68,22 @@ impl Executor {
         let steps = (0..graph.nodes.len()).map(Step::Node).collect();
         let plan = Plan { steps, ..Plan::default() };
         Self::with_plan(graph, plan, held, tensor, 1)
+    }
+
+    /// As [`Self::on_mlx`]; calls of one token run past MLX on an NVIDIA GPU, if all nodes are fused and have kernels there.
+    /// Else it says why not.
+    pub(crate) fn on_cuda(
+        graph: Arc<Graph>,
+        held: &Held,
+        tensor: &mut Arrays<'_>,
+    ) -> Result<(Self, Option<String>)> {
+        let mut executor = Self::on_mlx(graph, held, tensor)?;
+        let made = Gpu::new(&executor.graph, &executor.weights, &executor.last_reads, executor.activation());
+        match made {
+            Ok(gpu) => executor.gpu = Some(gpu),
+            Err(refusal) => return Ok((executor, Some(refusal.to_string()))),
+        }
+        Ok((executor, None))
     }
 
     pub(crate) fn on_engine(
@@ -119,7 +139,7 @@ impl Executor {
         let last_reads = last_reads(&graph);
         let stages = plan.stages();
         let runner = (stages > 0).then(|| Mutex::new(Runner::new(threads, stages)));
-        Ok(Self { graph, weights, plan, runner, last_reads, runs: AtomicU64::new(0) })
+        Ok(Self { graph, weights, plan, runner, gpu: None, last_reads, runs: AtomicU64::new(0) })
     }
 
     /// The graph.
@@ -130,6 +150,47 @@ impl Executor {
     /// Whether the whole graph runs on the engine, so that a call returns when it is computed.
     pub fn is_native(&self) -> bool {
         matches!(self.plan.steps.as_slice(), [Step::Region(_)])
+    }
+
+    /// The GPU that calls of one token run on past MLX, if they do.
+    pub fn cuda_device(&self) -> Option<&zmlx_cuda::DeviceInfo> {
+        self.gpu.as_ref().map(|gpu| gpu.decoder.device().info())
+    }
+
+    /// Goes on from `token` with the likeliest tokens, `count` at most, without logits leaving the GPU: each is told to
+    /// `tell` while the next is under way, and `tell` says whether to go on. Gives how many tokens the state has seen more,
+    /// `token` included: as many as were told, or one more when `tell` ended it early. `None` if calls of one token run on
+    /// MLX or the engine.
+    ///
+    /// # Errors
+    /// Those of `tell`; [`GraphError::Cuda`]. The state is of no use after one.
+    pub fn decode<E: From<GraphError>>(
+        &self,
+        token: u32,
+        state: &mut State,
+        count: usize,
+        tell: impl FnMut(Likeliest) -> std::result::Result<bool, E>,
+    ) -> std::result::Result<Option<usize>, E> {
+        let Some(gpu) = self.gpu.as_ref().filter(|_| state.batch.is_none_or(|batch| batch == 1)) else {
+            return Ok(None);
+        };
+        self.check_state(state)?;
+        state.batch = Some(1);
+        let fed = gpu.decode(token, state, count, tell)?;
+        self.runs.fetch_add(fed as u64, Ordering::Relaxed);
+        Ok(Some(fed))
+    }
+
+    /// Brings a state that a GPU's decoder holds back to arrays, as a call of several tokens would.
+    ///
+    /// # Errors
+    /// [`GraphError::Cuda`], [`GraphError::WrongState`] for a state of another executor.
+    pub fn settle(&self, state: &mut State) -> Result<()> {
+        match &self.gpu {
+            Some(gpu) => gpu.settle(state),
+            None if state.device.is_some() => Err(GraphError::WrongState),
+            None => Ok(()),
+        }
     }
 
     /// Threads of the engine; 0 if it is not used.
@@ -147,6 +208,9 @@ impl Executor {
     /// What runs one after another in a call with one token: kernels of MLX, as [`Graph::cost`] counts them, and stages of
     /// the engine. Of a graph whose shapes do not fit, one kernel a node.
     pub fn launches_per_token(&self) -> u64 {
+        if let Some(gpu) = &self.gpu {
+            return gpu.launches as u64;
+        }
         let context = CostContext::decode(0, self.activation(), Vec::new());
         let kernels = self.graph.cost(&context).map(|c| c.nodes).unwrap_or_default();
         let count = |step: &Step| match step {
@@ -157,7 +221,7 @@ impl Executor {
     }
 
     /// The dtype that the nodes on MLX run in, which is that of their weights; float32 if there are none.
-    fn activation(&self) -> Dtype {
+    pub fn activation(&self) -> Dtype {
         let declared = self.graph.weights.iter().zip(&self.weights).filter(|(w, _)| !w.keep_f32);
         declared.filter_map(|(_, bound)| bound.as_ref()?.float()).next().unwrap_or(Dtype::Float32)
     }
@@ -241,6 +305,13 @@ impl Executor {
         if expected != batch {
             return Err(GraphError::WrongBatch { expected, found: batch });
         }
+        if let Some(gpu) = self.gpu.as_ref().filter(|_| batch == 1 && length == 1) {
+            let ids = tokens.to_vec::<u32>().map_err(at(input))?;
+            let logits = watch_device(gpu, ids[0], state, watch)?;
+            self.runs.fetch_add(1, Ordering::Relaxed);
+            return Ok((wanted != Wanted::None).then_some(logits));
+        }
+        self.settle(state)?;
         let outputs = wanted.rows(length as usize) as i32;
         let mut values: Values = vec![Vec::new(); self.graph.nodes.len()];
         for step in &self.plan.steps {
@@ -282,7 +353,8 @@ impl Executor {
             }
         }
         state.position += length;
-        self.runs.fetch_add(1, Ordering::Relaxed);
+        // Where a GPU decodes, MLX has run what the fused ops stand for, not them.
+        self.runs.fetch_add(u64::from(self.gpu.is_none()), Ordering::Relaxed);
         let output = self.graph.output;
         let logits =
             values.get_mut(output.node).and_then(|v| v.get_mut(output.output)).and_then(Option::take);
@@ -351,11 +423,29 @@ type Values = Vec<Vec<Option<Array>>>;
 pub(crate) enum Done<'a> {
     /// A node on MLX: its outputs, and its state slot if it has one.
     Node { index: usize, outputs: &'a mut Vec<Array>, slot: Option<&'a SlotValue> },
+    /// One token past MLX.
+    Token { gpu: &'a Gpu, token: u32, state: &'a mut State, logits: &'a mut Option<Array> },
     /// A region on the engine: its values that are read outside.
     Region { region: &'a Region, runner: &'a mut Runner, outputs: &'a mut Vec<(Value, Array)> },
 }
 
-fn last_reads(graph: &Graph) -> Vec<Vec<Value>> {
+/// One token on a GPU past MLX. Who watches may run it in another way.
+fn watch_device(
+    gpu: &Gpu,
+    token: u32,
+    state: &mut State,
+    watch: &mut dyn FnMut(Done<'_>) -> zmlx_mlx::Result<()>,
+) -> Result<Array> {
+    let mut logits = None;
+    let told = watch(Done::Token { gpu, token, state, logits: &mut logits });
+    told.map_err(|source| GraphError::Cuda(source.to_string()))?;
+    match logits {
+        Some(logits) => Ok(logits),
+        None => gpu.step(token, state),
+    }
+}
+
+pub(crate) fn last_reads(graph: &Graph) -> Vec<Vec<Value>> {
     let mut last: Vec<Vec<Value>> = vec![Vec::new(); graph.nodes.len()];
     let mut seen = HashSet::from([graph.output]);
     for (index, node) in graph.nodes.iter().enumerate().rev() {

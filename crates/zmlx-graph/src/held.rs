@@ -74,6 +74,19 @@ impl Held {
         Executor::on_mlx(graph, self, &mut tensor)
     }
 
+    /// As [`Executor::new`], but calls of one token run past MLX on an NVIDIA GPU, if all nodes are fused and have kernels
+    /// there; if not, the executor runs them on MLX too, and the text says why.
+    ///
+    /// # Errors
+    /// As [`Executor::new`].
+    pub fn cuda(
+        &self,
+        graph: Arc<Graph>,
+        mut tensor: impl FnMut(&TensorSpec) -> Option<Array>,
+    ) -> Result<(Executor, Option<String>)> {
+        Executor::on_cuda(graph, self, &mut tensor)
+    }
+
     /// As [`Executor::native`].
     ///
     /// # Errors

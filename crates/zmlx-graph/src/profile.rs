@@ -53,7 +53,8 @@ impl Executor {
     /// As [`Executor::run`], but each node is evaluated and waited for before the next begins, so that its time is known.
     /// A node's time holds all that a node costs: writing its part of MLX's graph, its kernels, and the wait; nothing is
     /// subtracted, so that together they are more than what an undisturbed call takes. A node that a pattern made of many
-    /// has one time; nodes that run as one program of the engine share its time as its stages did.
+    /// has one time; nodes that run as one program of the engine share its time as its stages did. On a GPU past MLX a node's
+    /// time is that of its launches, by the GPU's clock.
     ///
     /// # Errors
     /// As [`Executor::run`]; an evaluation that fails is an error of the node.
@@ -71,6 +72,14 @@ impl Executor {
                     zmlx_mlx::eval(&arrays)?;
                     seconds[next] = start.elapsed().as_secs_f64();
                     next += 1;
+                }
+                Done::Token { gpu, token, state, logits } => {
+                    // Launch by launch, each timed by the GPU itself.
+                    let timed = gpu.timed_step(token, state).map_err(zmlx_mlx::Error::custom)?;
+                    for (stage, time) in timed.1 {
+                        seconds[gpu.decoder.program().owners()[stage]] += time;
+                    }
+                    *logits = Some(timed.0);
                 }
                 Done::Region { region, runner, .. } => {
                     // Each stage's share of the region's time, by the threads' time in it.

@@ -2,6 +2,7 @@
 
 use zmlx_mlx::{Array, Result, ops};
 
+use crate::cuda::DeviceState;
 use crate::quantized_cache::{KvQuantization, QuantizedKvCache};
 
 /// Number of a state slot in its graph.
@@ -76,13 +77,13 @@ pub const KV_STEP: i32 = 256;
 /// those that a sliding window may still look at.
 #[derive(Debug, Clone, Default)]
 pub struct KvCache {
-    buffers: Option<(Array, Array)>,
+    pub(crate) buffers: Option<(Array, Array)>,
     /// The positions that have been appended.
-    len: i32,
+    pub(crate) len: i32,
     /// Of those, how many at the start the buffers no longer hold.
-    dropped: i32,
+    pub(crate) dropped: i32,
     /// How many positions a query sees, the own one included.
-    window: Option<i32>,
+    pub(crate) window: Option<i32>,
 }
 
 impl KvCache {
@@ -237,17 +238,24 @@ pub struct State {
     pub(crate) position: i32,
     /// How many sequences it is of; not known before the first call.
     pub(crate) batch: Option<i32>,
+    /// What decodes past MLX, once it does: then the slots hold no arrays.
+    pub(crate) device: Option<DeviceState>,
 }
 
 impl State {
     pub(crate) fn new(slots: &[Slot]) -> Self {
         let slots = slots.iter().map(|s| SlotValue::new(s.kind)).collect();
-        Self { slots, engine: Vec::new(), position: 0, batch: None }
+        Self { slots, engine: Vec::new(), position: 0, batch: None, device: None }
     }
 
     /// Number of positions seen.
     pub fn position(&self) -> i32 {
         self.position
+    }
+
+    /// Whether it is in the caches of a GPU's decoder and not in arrays.
+    pub fn is_on_device(&self) -> bool {
+        self.device.is_some()
     }
 
     /// The arrays it holds, to evaluate them together.

@@ -101,7 +101,7 @@ impl Blueprint {
         let native = graph.nodes.iter().all(|n| n.op.fused().is_some());
         let weight_bytes = graph.engine_weight_bytes(&self.weight_bytes);
         let threads = if graph.nodes.iter().any(|n| n.op.fused().is_some()) { threads } else { 0 };
-        let report = PatchReport { patterns, launches_per_token: 0, native, threads };
+        let report = PatchReport { patterns, launches_per_token: 0, native, threads, cuda: None };
         let mut patched = PatchedBlueprint { graph, report, weight_bytes };
         patched.report.launches_per_token = patched.decode_cost(0)?.total.launches;
         Ok(patched)

@@ -170,6 +170,9 @@ impl<'m> Session<'m> {
         if self.prefill(prompt, options.prefill_chunk, on_event)? == Flow::Stop {
             return self.completion(prompt, reused, text, [0.0; 2], FinishReason::Cancelled);
         }
+        if model.executor().cuda_device().is_some() && sampler.is_greedy() {
+            return self.decode(prompt, text, limit, options.ignore_eos, (start, reused), on_event);
+        }
         let last = Array::from_slice(&prompt[prompt.len() - 1..], &[1])?;
         let mut next = self.step(&last, &mut sampler)?;
         submit(&next)?;
@@ -178,9 +181,10 @@ impl<'m> Session<'m> {
         let mut first = Instant::now();
         let mut reason = FinishReason::Length;
         for n in 1..=limit {
-            // On MLX the next step is submitted before this one's token is read, except after the last. The engine has
-            // computed a step when it returns, so there the token is told first.
-            let ahead = n < limit && !model.executor().is_native();
+            // On MLX the next step is submitted before this one's token is read, except after the last. The engine (and a
+            // GPU past MLX that hands out logits) has computed a step when it returns, so there the token is told first.
+            let computed = model.executor().is_native() || model.executor().cuda_device().is_some();
+            let ahead = n < limit && !computed;
             let following = if ahead { Some(self.step(&next.token, &mut sampler)?) } else { None };
             if let Some(following) = &following {
                 submit(following)?;
@@ -218,11 +222,57 @@ impl<'m> Session<'m> {
                 self.seen.push(id);
             }
         }
-        let decoded = text.tokens.len().saturating_sub(1);
-        let decode_seconds = first.elapsed().as_secs_f64();
-        let rate = |n: usize, s: f64| if n > 0 && s > 0.0 { n as f64 / s } else { 0.0 };
-        let speeds = [rate(fresh, prompt_seconds), rate(decoded, decode_seconds)];
-        self.completion(prompt, reused, text, speeds, reason)
+        let decode_tps = rate(text.tokens.len().saturating_sub(1), first.elapsed().as_secs_f64());
+        self.completion(prompt, reused, text, [rate(fresh, prompt_seconds), decode_tps], reason)
+    }
+
+    /// As the loop of [`Self::run`], for the likeliest tokens on a GPU past MLX: they stay there, and the host is told of
+    /// each while the next is under way. `started`: when the prompt was begun, and how many of its tokens were known.
+    fn decode(
+        &mut self,
+        prompt: &[u32],
+        mut text: TextOut<'_>,
+        limit: usize,
+        ignore_eos: bool,
+        (start, reused): (Instant, usize),
+        on_event: &mut dyn FnMut(Event<'_>) -> Flow,
+    ) -> Result<Completion, GenerateError> {
+        let model = self.model;
+        let fresh = prompt.len() - reused;
+        let mut prompt_seconds = 0.0;
+        let mut first = Instant::now();
+        let mut reason = FinishReason::Length;
+        let last = prompt[prompt.len() - 1];
+        let fed = model.executor().decode(last, &mut self.state, limit, |next| {
+            let n = text.tokens.len() + 1;
+            if !next.finite {
+                return Err(GenerateError::NotANumber { position: prompt.len() + n - 1 });
+            }
+            if n == 1 {
+                prompt_seconds = start.elapsed().as_secs_f64();
+                first = Instant::now();
+                on_event(Event::Prefill { done: fresh, total: fresh });
+            }
+            let eos = !ignore_eos && model.eos_token_ids().contains(&next.token);
+            let stopped = text.push(next.token)? || eos;
+            if stopped || n == limit {
+                text.finish()?;
+            }
+            let flow = on_event(Event::Token { id: next.token, text: text.fresh() });
+            if stopped {
+                reason = FinishReason::Stop;
+            } else if flow == Flow::Stop {
+                text.finish()?;
+                reason = FinishReason::Cancelled;
+            }
+            Ok(!stopped && flow == Flow::Continue)
+        })?;
+        // The prompt's last token, and of those told all but what no step was asked to go on from.
+        let fed = fed.unwrap_or(0);
+        self.seen.extend((fed > 0).then_some(last));
+        self.seen.extend(text.tokens.iter().take(fed.saturating_sub(1)));
+        let decode_tps = rate(text.tokens.len().saturating_sub(1), first.elapsed().as_secs_f64());
+        self.completion(prompt, reused, text, [rate(fresh, prompt_seconds), decode_tps], reason)
     }
 
     /// Processes all of the prompt but its last token, in chunks, and keeps checkpoints on the way.
@@ -291,6 +341,11 @@ impl<'m> Session<'m> {
             finish_reason,
         })
     }
+}
+
+/// So many a second; 0 where there are none.
+fn rate(count: usize, seconds: f64) -> f64 {
+    if count > 0 && seconds > 0.0 { count as f64 / seconds } else { 0.0 }
 }
 
 fn submit(sampled: &Sampled) -> Result<(), GenerateError> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use zmlx_graph::pattern::{Backend, PatternReport, Rewritten, rewrite};
 use zmlx_graph::weights::{Format, TensorSpec};
 use zmlx_graph::{Executor, Graph, Held, State, Wanted, quantize_caches};
+use zmlx_mlx::runtime::{self, backend_available};
 use zmlx_mlx::stream::{self, Device, Stream, with_stream};
 use zmlx_mlx::{Array, Dtype};
 
@@ -120,8 +121,7 @@ impl Model {
         };
         model.dtype = match wanted {
             Some(dtype) => dtype,
-            // The dtype that logits come in.
-            None => model.run(&[0], &mut model.new_state())?.dtype(),
+            None => model.active.executor.activation(),
         };
         Ok(model)
     }
@@ -243,6 +243,7 @@ impl Model {
             launches_per_token: executor.launches_per_token(),
             native: executor.is_native(),
             threads: executor.threads(),
+            cuda: executor.cuda_device().map(|device| device.name.clone()),
         }
     }
 
@@ -367,6 +368,14 @@ fn check_device(built: &Built, device: Device, dtype: Option<Dtype>) -> Result<(
     }
 }
 
+/// What patterns matched does not run, all for one reason.
+fn refuse_all(patterns: &mut [PatternReport], reason: &str) {
+    for pattern in patterns.iter_mut().filter(|p| p.matched > 0) {
+        pattern.matched = 0;
+        pattern.refused.push(reason.to_owned());
+    }
+}
+
 /// Where weights come from and what they become.
 struct Weights<'a> {
     built: &'a Built,
@@ -396,6 +405,7 @@ impl Weights<'_> {
         let backend = match (self.stream.device(), self.wanted) {
             (Device::Cpu, Some(Dtype::Float32)) => Backend::Cpu,
             (Device::Cpu, _) => Backend::Other("16-bit activations on the CPU (load with dtype f32)"),
+            (Device::Gpu, _) if backend_available(runtime::Backend::Cuda).unwrap_or(false) => Backend::Cuda,
             (Device::Gpu, _) => Backend::Other("the GPU"),
         };
         let choice = options.choose(backend)?;
@@ -411,12 +421,40 @@ impl Weights<'_> {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Form, PatchError> {
         let (rewritten, threads) = self.rewritten(graph, options)?;
-        let executor = if rewritten.patterns.iter().all(|p| p.matched == 0) {
+        let mut patterns = rewritten.patterns;
+        let executor = if patterns.iter().all(|p| p.matched == 0) {
             self.stock(graph, progress)?
+        } else if self.stream.device() == Device::Gpu {
+            let (executor, refusal) = self.cuda(graph, rewritten.graph, progress)?;
+            if let Some(reason) = refusal {
+                refuse_all(&mut patterns, &reason);
+            }
+            executor
         } else {
             with_stream(self.stream, || self.native(Arc::new(rewritten.graph), threads, false, progress))?
         };
-        Ok(Form { executor, patch: Some((options.clone(), rewritten.patterns)) })
+        Ok(Form { executor, patch: Some((options.clone(), patterns)) })
+    }
+
+    /// The patched graph, which decodes past MLX on an NVIDIA GPU; where it cannot, the stock graph and the reason.
+    fn cuda(
+        &self,
+        stock: &Arc<Graph>,
+        patched: Graph,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<(Executor, Option<String>), PatchError> {
+        let graph = Arc::new(patched);
+        let held = self.held.on_mlx(&graph);
+        let read = || -> Result<_, PatchError> {
+            let mut arrays = read_weights(self.built, self.source, self.wanted, &held, progress)?;
+            Ok(self.held.cuda(graph, |spec| arrays.remove(&spec.name))?)
+        };
+        let (executor, refusal) = with_stream(self.stream, read)?;
+        match refusal {
+            None => Ok((executor, None)),
+            // All weights are there already.
+            Some(reason) => Ok((executor.held().stock(Arc::clone(stock), |_| None)?, Some(reason))),
+        }
     }
 
     /// `separate`: each fused node as a program of its own.

@@ -134,6 +134,9 @@ pub struct PatchReport {
     pub native: bool,
     /// Threads of the engine.
     pub threads: usize,
+    /// The NVIDIA GPU that decode steps run on past MLX, if they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cuda: Option<String>,
 }
 
 impl fmt::Display for PatchReport {
@@ -149,6 +152,9 @@ impl fmt::Display for PatchReport {
             writeln!(f, "{line}")?;
         }
         write!(f, "{} launches a token", self.launches_per_token)?;
+        if let Some(device) = &self.cuda {
+            return write!(f, ", all as one graph on {device}");
+        }
         if self.native { write!(f, ", all on the CPU engine with {} threads", self.threads) } else { Ok(()) }
     }
 }

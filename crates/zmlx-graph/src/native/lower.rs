@@ -89,6 +89,8 @@ pub(crate) enum WeightSource<'a> {
     Stored(&'a mut Tensors<'a>),
     /// Arrays of MLX, which stay where they are: matrices are outlines with the weight's number.
     Bound(&'a [Option<BoundWeight>]),
+    /// Nothing: matrices are outlines, floats of this dtype, and vectors zeros. To count what a program takes.
+    Declared(Dtype),
 }
 
 /// What is lowered so far; handed to each fused node's body in turn.
@@ -304,6 +306,12 @@ impl<'a> Lowering<'a> {
                 let coding = data(&weight.format, parts).ok_or_else(unknown)?.coding();
                 Matrix::outlined(coding, id.0, experts, rows, columns)
             }
+            WeightSource::Declared(dtype) => {
+                let (empty, dtype): (&[u8], _) = (&[], *dtype);
+                let dtypes = weight.tensors().into_iter().map(|s| if s.float { dtype } else { Dtype::Uint8 });
+                let coding = data(&weight.format, dtypes.map(|d| (empty, d))).ok_or_else(unknown)?.coding();
+                Matrix::outlined(coding, id.0, experts, rows, columns)
+            }
         };
         let matrix = made.map_err(|e: MatrixError| fail(e.to_string()))?;
         self.matrices.insert(id, matrix.clone());
@@ -323,8 +331,14 @@ impl<'a> Lowering<'a> {
             return Ok(vector.clone());
         }
         let weight = &self.graph.weights[id.0];
-        if let WeightSource::Bound(bound) = &self.source {
-            let vector = bound_vector(weight, bound.get(id.0).and_then(Option::as_ref))?;
+        let made = match &self.source {
+            WeightSource::Stored(_) => None,
+            WeightSource::Bound(bound) => {
+                Some(bound_vector(weight, bound.get(id.0).and_then(Option::as_ref))?)
+            }
+            WeightSource::Declared(_) => Some(vec![0.0; weight.parameters() as usize]),
+        };
+        if let Some(vector) = made {
             self.vectors.insert(id, vector.clone());
             return Ok(vector);
         }

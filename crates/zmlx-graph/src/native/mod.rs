@@ -6,6 +6,6 @@
 mod lower;
 mod region;
 
-pub(crate) use lower::{Place, WeightSource};
 pub use lower::{Form, Lowering, LoweringError, Tensors, Turn, write_bytes};
+pub(crate) use lower::{Place, WeightSource};
 pub(crate) use region::{Cut, Plan, Region, Step};

@@ -19,6 +19,8 @@ use crate::infer::Types;
 pub enum Backend {
     /// The CPU's engine, in float32.
     Cpu,
+    /// Kernels on an NVIDIA GPU for one token at a time; MLX runs the rest in its own dtype.
+    Cuda,
     /// Anything for which no fused bodies exist yet.
     Other(&'static str),
 }

@@ -1,0 +1,224 @@
+//! What a token takes: launches, in order, with the memory they work on.
+
+use zmlx_engine::program::{Buffer, Program, Slot};
+use zmlx_engine::store::Store;
+
+use crate::error::Result;
+use crate::kernels::{Launch, Source};
+
+/// One launch of a token.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// The stage of the program that it belongs to.
+    pub stage: usize,
+    /// What it does, in the field's terms.
+    pub name: &'static str,
+    /// Its kernel.
+    pub source: Source,
+    /// How it is launched.
+    pub launch: Launch,
+}
+
+/// Where the parts of a weight are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WeightAddress {
+    /// The codes, or the elements of a matrix that is not quantised.
+    pub codes: u64,
+    /// A scale a group; 0 if there are none.
+    pub scales: u64,
+    /// A bias a group; 0 if there are none.
+    pub biases: u64,
+}
+
+/// How keys and values are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheType {
+    /// float32
+    F32,
+    /// IEEE half
+    F16,
+    /// bfloat16
+    Bf16,
+}
+
+impl CacheType {
+    /// Bytes an element.
+    pub fn bytes(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+
+    /// How a slot is held whose form is `store`: in half precision if that is, else like this.
+    pub fn of(self, store: &Store) -> Self {
+        match store {
+            Store::F16(_) => Self::F16,
+            Store::F32(_) => self,
+        }
+    }
+}
+
+/// Where what lasts from token to token is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotAddress {
+    /// Keys and values `[heads, capacity, width]`.
+    Kv {
+        /// Keys.
+        keys: u64,
+        /// Values.
+        values: u64,
+        /// Key/value heads.
+        heads: usize,
+        /// Width of a key.
+        key_width: usize,
+        /// Width of a value.
+        value_width: usize,
+        /// Positions there is room for.
+        capacity: usize,
+        /// How they are held.
+        kind: CacheType,
+    },
+    /// Rows `[keep, channels]` of float32.
+    Rows {
+        /// The rows.
+        values: u64,
+        /// How many.
+        keep: usize,
+        /// Width of a row.
+        channels: usize,
+    },
+}
+
+/// What a token and its position are read from and written to, by the GPU itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Control {
+    /// The token that comes next, and is replaced by the one chosen: 32 bits.
+    pub token: u64,
+    /// Its position, which grows by one: 32 bits.
+    pub position: u64,
+    /// How many tokens have been chosen: 32 bits.
+    pub count: u64,
+    /// Where chosen tokens are told to the host, by their number modulo [`Self::ring_len`].
+    pub ring: u64,
+    /// Words of that ring.
+    pub ring_len: usize,
+}
+
+/// Hands out the memory that launches work on. The same requests in the same order get the same memory again, so that a
+/// program can be translated anew when its caches have moved.
+pub trait Memory {
+    /// So many bytes, zeros when they are first handed out.
+    ///
+    /// # Errors
+    /// [`crate::CudaError::OutOfMemory`].
+    fn room(&mut self, bytes: usize) -> Result<u64>;
+
+    /// Floats that never change, one copy for all sequences.
+    ///
+    /// # Errors
+    /// [`crate::CudaError::OutOfMemory`].
+    fn constant(&mut self, floats: &[f32]) -> Result<u64>;
+
+    /// Floats that change only when the program is translated anew, such as a table that grows with the positions.
+    ///
+    /// # Errors
+    /// [`crate::CudaError::OutOfMemory`].
+    fn table(&mut self, floats: &[f32]) -> Result<u64>;
+
+    /// A weight, by the number that its outline has.
+    ///
+    /// # Errors
+    /// [`crate::CudaError::Argument`] if there is none.
+    fn weight(&self, number: usize) -> Result<WeightAddress>;
+}
+
+/// What is translated, and what for.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The program.
+    pub program: &'a Program,
+    /// Its slots.
+    pub slots: &'a [SlotAddress],
+    /// Where token and position are.
+    pub control: Control,
+    /// The buffer of logits.
+    pub logits: Buffer,
+    /// How many there are.
+    pub vocabulary: usize,
+    /// Positions that caches have room for.
+    pub capacity: usize,
+    /// Streaming multiprocessors of the GPU.
+    pub multiprocessors: u32,
+}
+
+/// A token's launches.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The launches, in order.
+    pub steps: Vec<Step>,
+    /// Where the logits are when they are done.
+    pub logits: u64,
+}
+
+impl Plan {
+    /// Bytes that all launches read, as far as they do not depend on the position.
+    pub fn bytes(&self) -> u64 {
+        self.steps.iter().map(|s| s.launch.bytes).sum()
+    }
+}
+
+/// Memory that is nowhere: to count launches and bytes without a GPU.
+#[derive(Debug, Default)]
+pub struct Imagined {
+    next: u64,
+}
+
+impl Imagined {
+    /// An address that nobody else has.
+    pub fn address(&mut self, bytes: usize) -> u64 {
+        let at = self.next + 4096;
+        self.next = (at + bytes as u64).next_multiple_of(256);
+        at
+    }
+
+    /// Addresses of a slot with room for `capacity` positions; keys and values as `kind`, unless its form says otherwise.
+    pub fn slot(&mut self, form: &Slot, kind: CacheType, capacity: usize) -> SlotAddress {
+        match form {
+            Slot::Kv { keys, heads, key_width, value_width, .. } => {
+                let kind = kind.of(keys);
+                let mut part = |width: usize| self.address(heads * capacity * width * kind.bytes());
+                let (keys, values) = (part(*key_width), part(*value_width));
+                let (heads, key_width, value_width) = (*heads, *key_width, *value_width);
+                SlotAddress::Kv { keys, values, heads, key_width, value_width, capacity, kind }
+            }
+            Slot::Rows { keep, channels, .. } => {
+                let values = self.address(keep * channels * size_of::<f32>());
+                SlotAddress::Rows { values, keep: *keep, channels: *channels }
+            }
+        }
+    }
+
+    /// Addresses of token, position and ring.
+    pub fn control(&mut self) -> Control {
+        let at = self.address(16);
+        Control { token: at, position: at + 4, count: at + 8, ring: self.address(256), ring_len: 64 }
+    }
+}
+
+impl Memory for Imagined {
+    fn room(&mut self, bytes: usize) -> Result<u64> {
+        Ok(self.address(bytes))
+    }
+
+    fn constant(&mut self, floats: &[f32]) -> Result<u64> {
+        Ok(self.address(size_of_val(floats)))
+    }
+
+    fn table(&mut self, floats: &[f32]) -> Result<u64> {
+        Ok(self.address(size_of_val(floats)))
+    }
+
+    /// Addresses that no other weight has, and that nothing is behind.
+    fn weight(&self, number: usize) -> Result<WeightAddress> {
+        let codes = (number as u64 + 1) << 40;
+        Ok(WeightAddress { codes, scales: codes + (1 << 38), biases: codes + (2 << 38) })
+    }
+}

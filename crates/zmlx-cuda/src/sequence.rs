@@ -1,0 +1,537 @@
+//! A sequence that is decoded on the GPU: its caches, and the captured graph of a token.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use zmlx_engine::program::Slot;
+
+use crate::decoder::Decoder;
+use crate::error::{CudaError, Result};
+use crate::memory::{DeviceBuffer, External, Ring, Rows, copy_rows};
+use crate::module::Function;
+use crate::plan::{CacheType, Control, Plan, Request, SlotAddress};
+use crate::stream::{Event, Graph, Stream};
+
+/// Positions by which caches grow at least.
+const STEP: usize = 1024;
+
+/// Chosen tokens that the host may be behind.
+const RING: usize = 64;
+
+/// Tokens that may be submitted and not yet read.
+const AHEAD: usize = 2;
+
+/// What a slot holds.
+#[derive(Debug)]
+enum DeviceSlot {
+    Kv { keys: DeviceBuffer, values: DeviceBuffer, heads: usize, widths: [usize; 2], kind: CacheType },
+    Rows { values: DeviceBuffer, keep: usize, channels: usize },
+}
+
+/// Keys or values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Half {
+    /// Keys.
+    Keys,
+    /// Values.
+    Values,
+}
+
+/// Keys or values in the memory of the GPU: `heads` times `pitch` bytes, a position each `row` bytes, from position 0 on.
+#[derive(Debug, Clone, Copy)]
+pub struct CachePart {
+    /// Where they begin.
+    pub address: u64,
+    /// Key/value heads.
+    pub heads: usize,
+    /// Bytes from one head to the next.
+    pub pitch: usize,
+    /// Bytes of a position.
+    pub row: usize,
+}
+
+/// A sequence. Everything it is asked to do goes onto its stream, in order.
+#[derive(Debug)]
+pub struct Sequence {
+    decoder: Arc<Decoder>,
+    stream: Arc<Stream>,
+    slots: Vec<DeviceSlot>,
+    /// Positions that caches have room for.
+    capacity: usize,
+    /// Activations, in the order in which translation asks for them.
+    room: Vec<DeviceBuffer>,
+    /// Token, position, count.
+    control: DeviceBuffer,
+    ring: Ring,
+    plan: Plan,
+    functions: Vec<Arc<Function>>,
+    graph: Option<Graph>,
+    /// Whether the plan is one of the memory that there is.
+    planned: bool,
+    /// Where the next token stands.
+    position: usize,
+    /// How many tokens the GPU was asked to choose.
+    submitted: usize,
+    /// A mark after each that has not been read.
+    pending: VecDeque<Event>,
+    /// Marks to use again.
+    marks: Vec<Event>,
+}
+
+impl Sequence {
+    /// An empty sequence with room for `positions` positions.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`]; those of translation and compiling.
+    pub fn new(decoder: &Arc<Decoder>, positions: usize) -> Result<Self> {
+        let device = decoder.device();
+        let capacity = positions.max(1).next_multiple_of(STEP);
+        let slots = decoder.parts.slots.iter().map(|s| DeviceSlot::new(decoder, s, capacity));
+        let slots = slots.collect::<Result<Vec<_>>>()?;
+        let control = DeviceBuffer::new(device, 16, "token and position")?;
+        let ring = Ring::new(device, RING)?;
+        let mut room = Vec::new();
+        let plan = plan(decoder, &slots, (&control, &ring), capacity, &mut room)?;
+        let functions = decoder.functions(&plan.steps)?;
+        let stream = Stream::new(device)?;
+        Ok(Self {
+            decoder: Arc::clone(decoder),
+            stream,
+            slots,
+            capacity,
+            room,
+            control,
+            ring,
+            plan,
+            functions,
+            graph: None,
+            planned: true,
+            position: 0,
+            submitted: 0,
+            pending: VecDeque::new(),
+            marks: Vec::new(),
+        })
+    }
+
+    /// The same sequence once more, with caches of its own.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn duplicate(&self) -> Result<Self> {
+        self.stream.synchronize()?;
+        let mut other = Self::new(&self.decoder, self.capacity)?;
+        for (from, to) in self.slots.iter().zip(&other.slots) {
+            to.copy_from(&other.stream, from, [self.capacity, other.capacity])?;
+        }
+        other.stream.synchronize()?;
+        other.position = self.position;
+        Ok(other)
+    }
+
+    /// The model it is of.
+    pub fn decoder(&self) -> &Arc<Decoder> {
+        &self.decoder
+    }
+
+    /// Where the next token stands.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Launches of a token.
+    pub fn launches(&self) -> usize {
+        self.plan.steps.len()
+    }
+
+    /// What a token takes.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Makes room for `positions` positions. Caches that move are copied, and the graph is captured anew.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`].
+    pub fn reserve(&mut self, positions: usize) -> Result<()> {
+        if positions <= self.capacity {
+            return Ok(());
+        }
+        // Doubling keeps the copying linear in the length.
+        let capacity = positions.max(2 * self.capacity).next_multiple_of(STEP);
+        self.stream.synchronize()?;
+        let mut grown = Vec::new();
+        for (slot, template) in self.slots.iter().zip(&self.decoder.parts.slots) {
+            let larger = DeviceSlot::new(&self.decoder, template, capacity)?;
+            larger.copy_from(&self.stream, slot, [self.capacity, capacity])?;
+            grown.push(larger);
+        }
+        self.stream.synchronize()?;
+        (self.slots, self.capacity) = (grown, capacity);
+        self.replan()
+    }
+
+    /// Plans a token anew. Until that succeeds nothing can be submitted: what was planned names memory that is gone.
+    fn replan(&mut self) -> Result<()> {
+        (self.planned, self.graph) = (false, None);
+        let control = (&self.control, &self.ring);
+        self.plan = plan(&self.decoder, &self.slots, control, self.capacity, &mut self.room)?;
+        self.functions = self.decoder.functions(&self.plan.steps)?;
+        self.planned = true;
+        Ok(())
+    }
+
+    /// Makes ready for one more position.
+    fn ready(&mut self) -> Result<()> {
+        self.reserve(self.position + 1)?;
+        if self.planned { Ok(()) } else { self.replan() }
+    }
+
+    /// Says what comes next: `token`, at `position`. What was submitted and not read is forgotten.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn set(&mut self, token: u32, position: usize) -> Result<()> {
+        self.marks.extend(self.pending.drain(..));
+        self.submitted = 0;
+        self.position = position;
+        let place = u32::try_from(position);
+        let place = place.map_err(|_| CudaError::Argument(format!("position {position}: beyond 32 bits")))?;
+        let words: Vec<u8> = [token, place, 0].iter().flat_map(|w| w.to_le_bytes()).collect();
+        self.control.write(&self.stream, &words)
+    }
+
+    /// Has the GPU go on by one token: the one that [`Self::set`] gave, or the one it has chosen last. Returns at once.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`] where caches must grow; [`CudaError::Argument`] if too many are not read yet.
+    pub fn submit(&mut self) -> Result<()> {
+        if self.pending.len() >= AHEAD {
+            return Err(CudaError::Argument(format!("{AHEAD} tokens are submitted and not read")));
+        }
+        self.ready()?;
+        if self.graph.is_none() {
+            self.graph = Some(self.capture()?);
+        }
+        if let Some(graph) = &mut self.graph {
+            // SAFETY: all memory that it names is the sequence's, the decoder's, or kept by the decoder.
+            unsafe { graph.replay() }?;
+        }
+        let mark = match self.marks.pop() {
+            Some(mark) => mark,
+            None => Event::new(self.decoder.device(), false)?,
+        };
+        mark.record(&self.stream)?;
+        self.pending.push_back(mark);
+        self.position += 1;
+        self.submitted += 1;
+        Ok(())
+    }
+
+    /// The token chosen after the earliest that is submitted and not read; waits for it.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] if there is none; [`CudaError::Driver`] if its work failed.
+    pub fn read(&mut self) -> Result<Chosen> {
+        let number = self.submitted - self.pending.len();
+        let mark = self.pending.pop_front();
+        let mark = mark.ok_or_else(|| CudaError::Argument("no token is submitted".to_owned()))?;
+        mark.wait()?;
+        self.marks.push(mark);
+        Ok(Chosen::of(self.ring.word(number)))
+    }
+
+    /// Waits for all that is submitted, and gives the address of the last token's logits, float32.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn logits(&mut self) -> Result<u64> {
+        self.stream.synchronize()?;
+        Ok(self.plan.logits)
+    }
+
+    /// The last token's logits, on the host.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn read_logits(&mut self) -> Result<Vec<f32>> {
+        let count = self.decoder.vocabulary();
+        let logits = self.room.iter().find(|b| b.address() == self.plan.logits);
+        let logits = logits.ok_or_else(|| CudaError::Argument("the logits have no buffer".to_owned()))?;
+        let mut bytes = vec![0; count * size_of::<f32>()];
+        logits.read(&self.stream, &mut bytes)?;
+        Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+    }
+
+    /// Seconds of each launch of one token, which is submitted launch by launch, a mark after each. The token counts as
+    /// submitted and read.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_timed(&mut self) -> Result<Vec<f64>> {
+        self.ready()?;
+        let device = self.decoder.device();
+        let count = self.plan.steps.len();
+        let marks = (0..=count).map(|_| Event::new(device, true)).collect::<Result<Vec<_>>>()?;
+        marks[0].record(&self.stream)?;
+        for ((step, function), mark) in self.plan.steps.iter().zip(&self.functions).zip(&marks[1..]) {
+            // SAFETY: as in `submit`.
+            unsafe { self.stream.launch(function, &step.launch, false) }?;
+            mark.record(&self.stream)?;
+        }
+        self.stream.synchronize()?;
+        self.position += 1;
+        self.submitted += 1;
+        marks.windows(2).map(|pair| pair[1].seconds_since(&pair[0])).collect()
+    }
+
+    /// Registers a thread and bytes that did not fit into them, of each launch's kernel.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn registers(&self) -> Result<Vec<(i32, i32)>> {
+        self.functions.iter().map(|f| f.registers()).collect()
+    }
+
+    fn capture(&self) -> Result<Graph> {
+        let overlap = self.decoder.parts.overlap;
+        self.stream.capture(|| {
+            for (index, (step, function)) in self.plan.steps.iter().zip(&self.functions).enumerate() {
+                // The first waits for the replay before it, which it does not know.
+                // SAFETY: as in `submit`; nothing runs now.
+                unsafe { self.stream.launch(function, &step.launch, overlap && index > 0) }?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Where the keys or values of a slot are, with the stream's work done.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] if the slot holds none.
+    pub fn cache_part(&self, slot: usize, half: Half) -> Result<CachePart> {
+        self.stream.synchronize()?;
+        match self.slots.get(slot) {
+            Some(DeviceSlot::Kv { keys, values, heads, widths, kind }) => {
+                let (buffer, width) =
+                    if half == Half::Keys { (keys, widths[0]) } else { (values, widths[1]) };
+                let row = width * kind.bytes();
+                Ok(CachePart { address: buffer.address(), heads: *heads, pitch: self.capacity * row, row })
+            }
+            _ => Err(CudaError::Argument(format!("slot {slot} holds no keys and values"))),
+        }
+    }
+
+    /// How keys and values of a slot are held; nothing if it holds none.
+    pub fn cache_type(&self, slot: usize) -> Option<CacheType> {
+        match self.slots.get(slot) {
+            Some(DeviceSlot::Kv { kind, .. }) => Some(*kind),
+            _ => None,
+        }
+    }
+
+    /// Takes keys or values of the positions from `first` on from `source`: `[heads, capacity, width]` as the slot holds
+    /// them, of which `count` positions count.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] if the source is too small or there is no room.
+    pub fn load_cache(
+        &mut self,
+        slot: usize,
+        half: Half,
+        source: &External,
+        first: usize,
+        count: usize,
+    ) -> Result<()> {
+        self.reserve(first + count)?;
+        let part = self.cache_part(slot, half)?;
+        let pitch = source.len() / part.heads.max(1);
+        if pitch < count * part.row {
+            let message = format!("{} bytes for {count} positions of slot {slot}", source.len());
+            return Err(CudaError::Argument(message));
+        }
+        let from = Rows { address: source.address(), pitch };
+        let to = Rows { address: part.address + (first * part.row) as u64, pitch: part.pitch };
+        // SAFETY: the source is kept by the caller until the copy is done, which is waited for; the other is the slot's own.
+        unsafe { copy_rows(&self.stream, from, to, count * part.row, part.heads) }?;
+        self.stream.synchronize()
+    }
+
+    /// Writes keys or values of the positions `first..first + count` to `target`, `[heads, count, width]`.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] if the target has another size.
+    pub fn store_cache(
+        &self,
+        slot: usize,
+        half: Half,
+        target: &External,
+        first: usize,
+        count: usize,
+    ) -> Result<()> {
+        let part = self.cache_part(slot, half)?;
+        let width = count * part.row;
+        if target.len() != width * part.heads || first + count > self.capacity {
+            let message = format!("{} bytes for {count} positions of slot {slot}", target.len());
+            return Err(CudaError::Argument(message));
+        }
+        let from = Rows { address: part.address + (first * part.row) as u64, pitch: part.pitch };
+        let to = Rows { address: target.address(), pitch: width };
+        // SAFETY: as above, the other way round.
+        unsafe { copy_rows(&self.stream, from, to, width, part.heads) }?;
+        self.stream.synchronize()
+    }
+
+    /// Takes the rows of a slot from `source`, float32.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] if the slot has no rows or the source another size.
+    pub fn load_rows(&mut self, slot: usize, source: &External) -> Result<()> {
+        let rows = self.rows(slot, source.len())?;
+        self.copy_whole(source.address(), rows, source.len())
+    }
+
+    /// Writes the rows of a slot to `target`, float32.
+    ///
+    /// # Errors
+    /// As [`Self::load_rows`].
+    pub fn store_rows(&self, slot: usize, target: &External) -> Result<()> {
+        let rows = self.rows(slot, target.len())?;
+        self.copy_whole(rows, target.address(), target.len())
+    }
+
+    /// Writes the last token's logits to `target`, float32.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] if it has another size.
+    pub fn store_logits(&self, target: &External) -> Result<()> {
+        let bytes = self.decoder.vocabulary() * size_of::<f32>();
+        if target.len() != bytes {
+            return Err(CudaError::Argument(format!("{} bytes for {bytes} of logits", target.len())));
+        }
+        self.copy_whole(self.plan.logits, target.address(), bytes)
+    }
+
+    fn copy_whole(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        let rows = |address| Rows { address, pitch: bytes };
+        // SAFETY: one side is the sequence's, the other the caller's until the copy is done, which is waited for.
+        unsafe { copy_rows(&self.stream, rows(from), rows(to), bytes, 1) }?;
+        self.stream.synchronize()
+    }
+
+    fn rows(&self, slot: usize, bytes: usize) -> Result<u64> {
+        match self.slots.get(slot) {
+            Some(DeviceSlot::Rows { values, keep, channels }) if keep * channels * 4 == bytes => {
+                Ok(values.address())
+            }
+            Some(DeviceSlot::Rows { keep, channels, .. }) => {
+                let message = format!("{bytes} bytes for {keep} rows of {channels} floats in slot {slot}");
+                Err(CudaError::Argument(message))
+            }
+            _ => Err(CudaError::Argument(format!("slot {slot} holds no rows"))),
+        }
+    }
+}
+
+/// A token that the GPU has chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chosen {
+    /// Its id.
+    pub token: u32,
+    /// Whether the logits were numbers.
+    pub finite: bool,
+}
+
+impl Chosen {
+    /// As the GPU tells it: the highest bit says that a logit was not a number.
+    fn of(word: u32) -> Self {
+        Self { token: word & 0x7fff_ffff, finite: word >> 31 == 0 }
+    }
+}
+
+/// Plans a token over these slots.
+fn plan(
+    decoder: &Arc<Decoder>,
+    slots: &[DeviceSlot],
+    (control, ring): (&DeviceBuffer, &Ring),
+    capacity: usize,
+    room: &mut Vec<DeviceBuffer>,
+) -> Result<Plan> {
+    let at = control.address();
+    let control =
+        Control { token: at, position: at + 4, count: at + 8, ring: ring.address(), ring_len: ring.len() };
+    let addresses: Vec<SlotAddress> = slots.iter().map(|s| s.address(capacity)).collect();
+    let request = Request {
+        program: &decoder.parts.program,
+        slots: &addresses,
+        control,
+        logits: decoder.parts.logits,
+        vocabulary: decoder.parts.vocabulary,
+        capacity,
+        multiprocessors: decoder.device().info().multiprocessors,
+    };
+    decoder.plan(&request, room)
+}
+
+impl DeviceSlot {
+    fn new(decoder: &Decoder, template: &Slot, capacity: usize) -> Result<Self> {
+        let device = decoder.device();
+        match template {
+            Slot::Kv { keys, heads, key_width, value_width, .. } => {
+                let kind = decoder.parts.cache.of(keys);
+                let make = |width: usize| {
+                    DeviceBuffer::new(device, heads * capacity * width * kind.bytes(), "keys and values")
+                };
+                let (keys, values) = (make(*key_width)?, make(*value_width)?);
+                Ok(Self::Kv { keys, values, heads: *heads, widths: [*key_width, *value_width], kind })
+            }
+            Slot::Rows { keep, channels, .. } => {
+                let values = DeviceBuffer::new(device, keep * channels * size_of::<f32>(), "states")?;
+                Ok(Self::Rows { values, keep: *keep, channels: *channels })
+            }
+        }
+    }
+
+    fn address(&self, capacity: usize) -> SlotAddress {
+        match self {
+            Self::Kv { keys, values, heads, widths: [key_width, value_width], kind } => SlotAddress::Kv {
+                keys: keys.address(),
+                values: values.address(),
+                heads: *heads,
+                key_width: *key_width,
+                value_width: *value_width,
+                capacity,
+                kind: *kind,
+            },
+            Self::Rows { values, keep, channels } => {
+                SlotAddress::Rows { values: values.address(), keep: *keep, channels: *channels }
+            }
+        }
+    }
+
+    /// Takes over what another slot of the same form holds; `capacities` of the other and of this.
+    fn copy_from(&self, stream: &Stream, other: &Self, capacities: [usize; 2]) -> Result<()> {
+        match (other, self) {
+            (
+                Self::Kv { keys, values, heads, widths, kind },
+                Self::Kv { keys: to_keys, values: to_values, .. },
+            ) => {
+                for ((from, to), width) in [(keys, to_keys), (values, to_values)].iter().zip(widths) {
+                    let [old, new] = capacities.map(|c| c * width * kind.bytes());
+                    let (from, to) = (
+                        Rows { address: from.address(), pitch: old },
+                        Rows { address: to.address(), pitch: new },
+                    );
+                    // SAFETY: both live as long as their slots, which the caller keeps until the stream is done.
+                    unsafe { copy_rows(stream, from, to, old.min(new), *heads) }?;
+                }
+                Ok(())
+            }
+            (Self::Rows { values, .. }, Self::Rows { values: to, .. }) => {
+                let rows = |buffer: &DeviceBuffer| Rows { address: buffer.address(), pitch: buffer.len() };
+                // SAFETY: as above.
+                unsafe { copy_rows(stream, rows(values), rows(to), values.len().min(to.len()), 1) }
+            }
+            _ => Err(CudaError::Argument("slots of different forms".to_owned())),
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Decode on an NVIDIA GPU, past MLX: the fused nodes of a graph as one captured graph of kernels.
+//!
+//! Calls of several tokens (prefill) run on MLX. At the first call of one token the state moves to the GPU's own caches
+//! ([`transfer`]), where it stays while such calls go on; a later call of several tokens brings it back first. Both ways
+//! are copies within the GPU's memory, a few milliseconds for a long context.
+
+mod transfer;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use zmlx_cuda::decoder::{Decoder, Parts};
+use zmlx_cuda::memory::External;
+use zmlx_cuda::plan::{CacheType, Imagined, Plan, Request, SlotAddress};
+use zmlx_cuda::translate::translate;
+use zmlx_cuda::{CudaError, Device, kernels};
+use zmlx_engine::program::{Buffer, Program, Slot};
+use zmlx_mlx::{Array, Dtype, ops};
+
+use crate::exec::last_reads;
+use crate::graph::{Graph, Value};
+use crate::native::{Form, Lowering, Place, WeightSource};
+use crate::shape::Sizes;
+use crate::state::SlotId;
+use crate::weights::{BoundWeight, WeightId};
+
+pub(crate) use transfer::DeviceState;
+
+/// Why a graph does not decode past MLX; the text says what to do where something can be done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// The GPU, its compiler or a stage.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    /// A fused op whose body cannot be written down.
+    #[error(transparent)]
+    Lowering(#[from] crate::native::LoweringError),
+    /// An array that is not to be had.
+    #[error("{path}: {source}")]
+    Weight {
+        /// The weight.
+        path: String,
+        /// What MLX said.
+        source: zmlx_mlx::Error,
+    },
+    /// The graph is not all fused.
+    #[error("{0}")]
+    Graph(String),
+}
+
+/// The fused nodes of a graph on a GPU.
+#[derive(Debug)]
+pub(crate) struct Gpu {
+    pub(crate) decoder: Arc<Decoder>,
+    /// Which slots of the graph are which of the decoder.
+    pub(crate) slots: HashMap<SlotId, usize>,
+    /// Shapes of MLX's arrays in slots of one array, for one sequence.
+    pub(crate) shapes: HashMap<SlotId, Vec<i32>>,
+    /// The dtype of MLX's activations.
+    pub(crate) activation: Dtype,
+    /// Launches of a token.
+    pub(crate) launches: usize,
+}
+
+/// A program of one token.
+pub(crate) struct Lowered {
+    pub(crate) program: Program,
+    pub(crate) templates: Vec<Slot>,
+    pub(crate) slots: HashMap<SlotId, usize>,
+    pub(crate) logits: Buffer,
+    pub(crate) vocabulary: usize,
+    /// The weights whose matrices it names.
+    pub(crate) matrices: Vec<WeightId>,
+}
+
+/// The whole graph as a program over outlines of its weights. `last_reads`: for each node, the values that nobody reads
+/// after it.
+pub(crate) fn lower<'a>(
+    graph: &'a Graph,
+    weights: WeightSource<'a>,
+    last_reads: &[Vec<Value>],
+) -> Result<Lowered, Refusal> {
+    let loose: Vec<_> = graph.nodes.iter().filter(|n| n.op.fused().is_none()).collect();
+    if let Some(first) = loose.first() {
+        let (count, all) = (loose.len(), graph.nodes.len());
+        let (path, op) = (&first.path, first.op.name());
+        let message = format!("{count} of {all} ops are in no pattern, the first {op} at {path}");
+        return Err(Refusal::Graph(message));
+    }
+    let mut lowering = Lowering::new(graph, None, weights);
+    for (index, (node, dead)) in graph.nodes.iter().zip(last_reads).enumerate() {
+        lowering.node(index, node, dead)?;
+    }
+    let (logits, vocabulary) = match lowering.places.get(&graph.output) {
+        Some(Place::Buffer(buffer, Form::Flat { width })) => (*buffer, *width),
+        _ => return Err(Refusal::Graph("its output is not one row of logits a token".to_owned())),
+    };
+    let Lowering { program, templates, slots, matrices, .. } = lowering;
+    Ok(Lowered { program, templates, slots, logits, vocabulary, matrices: matrices.into_keys().collect() })
+}
+
+impl Gpu {
+    /// Brings a graph to the GPU that MLX uses; `weights` stay where they are.
+    pub(crate) fn new(
+        graph: &Graph,
+        weights: &[Option<BoundWeight>],
+        last_reads: &[Vec<Value>],
+        activation: Dtype,
+    ) -> Result<Self, Refusal> {
+        let cache = cache_type(activation);
+        let folder = zmlx_mlx::locate::cache_dir().ok();
+        let device = Device::open(0, folder.as_deref())?;
+        let lowered = lower(graph, WeightSource::Bound(weights), last_reads)?;
+        let mut addressed = HashMap::new();
+        for id in &lowered.matrices {
+            let Some(bound) = &weights[id.0] else { continue };
+            let path = &graph.weights[id.0].path;
+            let arrays = bound.arrays().into_iter().map(|a| external(&device, path, a));
+            addressed.insert(id.0, arrays.collect::<Result<Vec<_>, _>>()?);
+        }
+        let parts = Parts {
+            program: lowered.program,
+            slots: lowered.templates,
+            logits: lowered.logits,
+            vocabulary: lowered.vocabulary,
+            weights: addressed,
+            cache,
+            overlap: overlap(),
+        };
+        let decoder = Decoder::new(&device, parts)?;
+        let launches = decoder.launches();
+        Ok(Self { decoder, slots: lowered.slots, shapes: shapes(graph)?, activation, launches })
+    }
+}
+
+/// The launches that a token of a rewritten graph takes on a GPU like an H100, without one: weights are nowhere, floats
+/// among them `activation`, and caches have room for `capacity` positions.
+///
+/// # Errors
+/// Why the graph does not decode past MLX.
+pub fn outline(graph: &Graph, activation: Dtype, capacity: usize) -> Result<Plan, String> {
+    let refused = |refusal: Refusal| refusal.to_string();
+    let lowered = lower(graph, WeightSource::Declared(activation), &last_reads(graph)).map_err(refused)?;
+    let mut memory = Imagined::default();
+    let kind = cache_type(activation);
+    let slots: Vec<SlotAddress> =
+        lowered.templates.iter().map(|slot| memory.slot(slot, kind, capacity)).collect();
+    let request = Request {
+        program: &lowered.program,
+        slots: &slots,
+        control: memory.control(),
+        logits: lowered.logits,
+        vocabulary: lowered.vocabulary,
+        capacity,
+        multiprocessors: kernels::MULTIPROCESSORS,
+    };
+    translate(&request, &mut memory).map_err(|e| e.to_string())
+}
+
+/// How keys and values are held beside activations of that dtype: in the same.
+fn cache_type(activation: Dtype) -> CacheType {
+    match activation {
+        Dtype::Bfloat16 => CacheType::Bf16,
+        Dtype::Float16 => CacheType::F16,
+        _ => CacheType::F32,
+    }
+}
+
+/// With `0` launches wait until the one before them has ended: to compare.
+const OVERLAP_VARIABLE: &str = "ZMLX_CUDA_OVERLAP";
+
+fn overlap() -> bool {
+    std::env::var(OVERLAP_VARIABLE).map_or(true, |value| value != "0")
+}
+
+/// An array where it is, or a copy of it in one piece if it is a view that skips.
+fn external(device: &Device, path: &str, array: &Array) -> Result<External, Refusal> {
+    let fail = |source| Refusal::Weight { path: path.to_owned(), source };
+    let (array, address) = match array.device_address() {
+        Ok(address) => (array.clone(), address),
+        Err(zmlx_mlx::Error::Argument(_)) => {
+            let dense = ops::contiguous(array).map_err(fail)?;
+            let address = dense.device_address().map_err(fail)?;
+            (dense, address)
+        }
+        Err(error) => return Err(fail(error)),
+    };
+    Ok(External::new(device, path, address, array.nbytes(), Arc::new(array))?)
+}
+
+/// What slots of one array hold for one sequence.
+fn shapes(graph: &Graph) -> Result<HashMap<SlotId, Vec<i32>>, Refusal> {
+    let types = graph.infer().map_err(|e| Refusal::Graph(e.to_string()))?;
+    let one = Sizes::decode(0);
+    let shape = |id: SlotId| match types.slot(id) {
+        [held] => Some((id, held.shape.0.iter().map(|d| d.at(one) as i32).collect())),
+        _ => None,
+    };
+    Ok((0..graph.slots.len()).filter_map(|index| shape(SlotId(index))).collect())
+}
