@@ -103,6 +103,7 @@ fn norms_biases_gates_residuals_and_pairs() {
             gate: extras[2].then(|| m.f32(&gate)),
             residual: extras[3].then(|| m.f32(&residual)),
             out: m.fresh(Type::F32, tokens * rows),
+            ..Default::default()
         };
         let mut launch = kernel.launch(&operands).unwrap();
         launch.grid[0] = 2;
@@ -126,6 +127,41 @@ fn norms_biases_gates_residuals_and_pairs() {
             }
         }
         close(&what, &device.memory.read(operands.out), &want, 5e-6);
+    }
+}
+
+#[test]
+fn matrices_that_follow_one_another() {
+    let mut rng = fastrand::Rng::with_seed(12);
+    let mut device = Device::default();
+    for (rows, tokens, format) in
+        [([64, 32, 32], 1, AFFINE), ([19, 5, 7], 2, Format::Mxfp4), ([9, 10, 0], 1, AFFINE)]
+    {
+        let columns = 128;
+        let m = &mut device.memory;
+        let x = floats(&mut rng, tokens * columns);
+        let w = rows.map(|r| matrix(m, &mut rng, format, r.max(1), columns));
+        let all: usize = rows.iter().sum();
+        let bias = floats(&mut rng, all);
+        let plain = Qmv::new(all, columns, format, tokens);
+        let kernel = Qmv { stacked: [rows[1], rows[2]], bias: [true, false], ..plain };
+        let operands = QmvOperands {
+            x: m.f32(&x),
+            weights: w[0].weights,
+            second: Some(w[1].weights),
+            third: (rows[2] > 0).then_some(w[2].weights),
+            bias: [Some(m.f32(&bias)), None],
+            out: m.fresh(Type::F32, tokens * all),
+            ..Default::default()
+        };
+        device.run(&kernel.source().unwrap(), &kernel.launch(&operands).unwrap());
+        let mut want = Vec::new();
+        for t in 0..tokens {
+            let row = wide(&x[t * columns..][..columns]);
+            let products = (0..3).flat_map(|i| (0..rows[i]).map(move |r| (i, r)));
+            want.extend(products.zip(&bias).map(|((i, r), b)| dot(&w[i].values, r, &row) + f64::from(*b)));
+        }
+        close(&format!("{rows:?}"), &device.memory.read(operands.out), &want, 3e-6);
     }
 }
 

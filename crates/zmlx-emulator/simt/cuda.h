@@ -151,6 +151,7 @@ ZS_ATOMIC(atomicMin, unsigned long long, min(a, v))
 ZS_ATOMIC(atomicAnd, unsigned, a & v) ZS_ATOMIC(atomicOr, unsigned, a | v) ZS_ATOMIC(atomicXor, unsigned, a ^ v)
 ZS_ATOMIC(atomicExch, int, (static_cast<void>(a), v)) ZS_ATOMIC(atomicExch, unsigned, (static_cast<void>(a), v))
 ZS_ATOMIC(atomicExch, float, (static_cast<void>(a), v))
+ZS_ATOMIC(atomicExch, unsigned long long, (static_cast<void>(a), v))
 #define ZS_CAS(T) \
   inline T atomicCAS(T* p, T want, T v) { return zs::atomic_update(p, [want, v](T a) -> T { return a == want ? v : a; }); }
 ZS_CAS(int) ZS_CAS(unsigned) ZS_CAS(unsigned long long)

@@ -288,7 +288,6 @@ template <class Store> DEVICE void add_blocks(const Call& c, float* room, u64 un
 DEVICE void attend(Call c) {
   extern __shared__ __align__(16) float pool[];
   float *q = pool, *fresh = q + QUERY_ROWS * KEY, *parts = fresh + (FRESH ? LENGTH * (KEY + VALUE) : 0);
-  __shared__ u32 ticket;
   zmlx_release();
   zmlx_wait();
   const int split = blockIdx.x, kv_head = blockIdx.y, sequence = blockIdx.z / PIECES, piece = blockIdx.z % PIECES;
@@ -345,13 +344,6 @@ DEVICE void attend(Call c) {
     }
   }
   if (parts_used == 1) return;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) ticket = atomicAdd(c.arrived + blockIdx.z * KV_HEADS + kv_head, 1u);
-  __syncthreads();
-  if (ticket != static_cast<u32>(parts_used - 1)) return;
-  __threadfence();
+  if (!last_block(c.arrived + blockIdx.z * KV_HEADS + kv_head, parts_used)) return;
   add_blocks(c, pool, unit, parts_used, store);
-  // Ready for the next launch.
-  if (threadIdx.x == 0) atomicExch(c.arrived + blockIdx.z * KV_HEADS + kv_head, 0u);
 }

@@ -8,6 +8,7 @@ using u64 = unsigned long long;
 
 #define DEVICE __device__ __forceinline__
 constexpr u32 ALL_LANES = 0xffffffffu;
+#define CUDA_INFINITY __uint_as_float(0x7f800000u)
 
 // 16-bit floats are told apart by these; storage is u16.
 enum Kind { KIND_F32 = 0, KIND_F16 = 1, KIND_BF16 = 2 };
@@ -41,6 +42,11 @@ DEVICE u8 load_weights(const u8* p) {
 DEVICE u16 load_weights(const u16* p) {
   u16 v;
   asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
+  return v;
+}
+DEVICE u32 load_weights(const u32* p) {
+  u32 v;
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
   return v;
 }
 DEVICE float load_weights(const float* p) {
@@ -77,8 +83,8 @@ DEVICE void zmlx_release() {}
 template <class T> DEVICE T load_weights(const T* p) { return *p; }
 DEVICE float half_to_float(u16 h) { return __half2float(__ushort_as_half(h)); }
 DEVICE u16 float_to_half(float f) { return __half_as_ushort(__float2half_rn(f)); }
-DEVICE void publish(float* p, float v) { atomicExch(p, v); }
-DEVICE float published(float* p) { return atomicAdd(p, 0.0f); }
+DEVICE void publish(float* p, float v) { zs::atomic_write(p, v); }
+DEVICE float published(float* p) { return zs::atomic_read(p); }
 DEVICE float4 published4(float* p) {
   return make_float4(published(p), published(p + 1), published(p + 2), published(p + 3));
 }
@@ -113,6 +119,29 @@ DEVICE float warp_largest(float v) {
 #pragma unroll
   for (int n = 16; n > 0; n /= 2) v = larger(__shfl_xor_sync(ALL_LANES, v, n), v);
   return v;
+}
+
+// Integers in the order of floats; NaN above all.
+DEVICE u32 ordered(float f) {
+  u32 b = __float_as_uint(f + 0.0f);
+  if (isnan(f)) return 0xffffffffu;
+  return b & 0x80000000u ? ~b : b | 0x80000000u;
+}
+
+// Whether this block is the last of `blocks` to come here; what the others published before it is seen after it. All
+// threads call it. The counter is zero again afterwards.
+DEVICE bool last_block(u32* arrived, u32 blocks) {
+  __shared__ u32 ticket;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    ticket = atomicAdd(arrived, 1u);
+    if (ticket == blocks - 1) atomicExch(arrived, 0u);
+  }
+  __syncthreads();
+  bool last = ticket == blocks - 1;
+  __threadfence();
+  return last;
 }
 
 // Sum over the block, in one order whatever the threads do; all threads call it and all get it. `room`: a float a warp.

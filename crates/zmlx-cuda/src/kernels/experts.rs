@@ -2,8 +2,8 @@
 
 use super::product::{Work, check_norm};
 use super::{
-    Activation, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Prelude, Source, Type, Weights,
-    aligned, given, size,
+    Activation, FORMAT, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Prelude, Source, Type,
+    Weights, aligned, given, size,
 };
 
 const UP: &str = "zmlx_experts_up";
@@ -134,7 +134,7 @@ impl ExpertsUp {
         prelude.int("ROWS", self.rows).int("K", self.k).int("RESIDUALS", 0);
         prelude.flag("BIAS", self.bias[0]).flag("BIAS2", self.bias[1]);
         let (operands, body) = self.operands(&ExpertsUpOperands::default());
-        let device = prelude.with(&[PRODUCT, TEXT]);
+        let device = prelude.with(&[FORMAT, PRODUCT, TEXT]);
         Ok(Source { name: UP, params: operands.params, device, body, bounds: self.plan.bounds(1) })
     }
 
@@ -260,7 +260,7 @@ impl ExpertsDown {
         prelude.int("ROWS", self.rows).int("K", self.k).int("RESIDUALS", self.residuals);
         prelude.flag("BIAS", self.bias).flag("BIAS2", false);
         let (operands, body) = self.operands(&ExpertsDownOperands::default());
-        let device = prelude.with(&[PRODUCT, TEXT]);
+        let device = prelude.with(&[FORMAT, PRODUCT, TEXT]);
         Ok(Source { name: DOWN, params: operands.params, device, body, bounds: self.plan.bounds(1) })
     }
 

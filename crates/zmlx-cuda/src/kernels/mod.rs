@@ -17,18 +17,27 @@
 mod attention;
 mod experts;
 mod heads;
+mod next;
+mod plain;
 mod product;
 mod qmv;
+mod router;
+mod short_conv;
 
 pub use attention::{Attend, AttendOperands};
 pub use experts::{ExpertsDown, ExpertsDownOperands, ExpertsUp, ExpertsUpOperands};
 pub use heads::{Angles, CacheOperands, Finish, Growth, Heads, HeadsOperands, RawHeads};
+pub use next::{Argmax, Next, NextOperands};
+pub use plain::{Embed, Plain, PlainOp, PlainOperands};
 pub use product::{Activation, Float, Format, Norm, Plan, Weights};
 pub use qmv::{Qmv, QmvOperands};
+pub use router::{Groups, Route, Router, RouterOperands, Scores, Select, SelectOperands};
+pub use short_conv::{ShortConv, ShortConvOperands};
 
 use std::fmt::{Display, Write};
 
-use product::{COMMON, PRODUCT};
+use next::ARGMAX;
+use product::{COMMON, FORMAT, PRODUCT};
 
 /// Multiprocessors that grids are cut for, where a kernel's plan says nothing else.
 pub const MULTIPROCESSORS: u32 = 132;
@@ -44,6 +53,8 @@ pub enum Type {
     U32,
     /// 32-bit signed integers.
     I32,
+    /// 64-bit unsigned integers.
+    U64,
     /// float32.
     F32,
 }
@@ -55,6 +66,7 @@ impl Type {
             Self::U16 => "u16",
             Self::U32 => "u32",
             Self::I32 => "int",
+            Self::U64 => "u64",
             Self::F32 => "float",
         }
     }

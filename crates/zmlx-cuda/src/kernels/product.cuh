@@ -9,11 +9,6 @@
 // 256 x in its place. So sum(q x) = sum(q' x') - sum(x'), two integer instructions and a half and one fused
 // multiply-add a code; the sums of x and x' a unit are made once.
 
-enum Format { AFFINE4 = 0, AFFINE8 = 1, MXFP4 = 2, DENSE16 = 3, DENSE32 = 4 };
-
-constexpr bool AFFINE = FORMAT <= AFFINE8;
-constexpr int CODES = FORMAT == AFFINE4 || FORMAT == MXFP4 ? 32 : FORMAT == AFFINE8 ? 16 : FORMAT == DENSE16 ? 8 : 4;
-constexpr int QUADS = CODES / 4;
 constexpr int UNITS = COLUMNS / CODES;
 constexpr int CHUNKS = (UNITS + LANES - 1) / LANES;
 // Chunks of all rows of x that one row of the result takes: several where experts are added up.
@@ -30,12 +25,6 @@ constexpr int TILE = WARPS / SPLIT * SUB * ROWS_A_MATRIX;
 constexpr int X_ROWS = TOKENS * PARTS;
 constexpr int X_QUADS = CHUNKS * LANES * QUADS;
 constexpr int X_UNITS = CHUNKS * LANES;
-
-struct Matrix {
-  const u32* codes;
-  const SCALE* scales;
-  const SCALE* biases;
-};
 
 struct Unit {
   uint4 codes;
@@ -111,15 +100,6 @@ DEVICE Unit load_unit(const Matrix& m, u64 row, int unit, bool valid) {
     }
   }
   return u;
-}
-
-// Scales and biases as floats. A byte is an e8m0: a power of two, the least of them below the normal numbers.
-template <class T> DEVICE float scale_value(T v) {
-  if constexpr (sizeof(T) == 1) {
-    return __uint_as_float(v == 0 ? 0x00400000u : static_cast<u32>(v) << 23);
-  } else {
-    return widen<SCALE_KIND>(v);
-  }
 }
 
 // Quad `i` of the part of x that all lanes read at once: spread so that neither writing nor reading it meets a bank twice.

@@ -3,6 +3,7 @@
 use super::{KernelError, Operands, Prelude, SHARED_MOST, Type, aligned, finite, size};
 
 pub(super) const COMMON: &str = include_str!("common.cuh");
+pub(super) const FORMAT: &str = include_str!("format.cuh");
 pub(super) const PRODUCT: &str = include_str!("product.cuh");
 
 /// Types of floats in memory.
@@ -197,7 +198,7 @@ impl Activation {
     }
 }
 
-/// How a product is cut. [`Plan::new`] chooses; all fields may be changed to try others.
+/// How a product is cut. The kernels' constructors choose; all fields may be changed to try others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Plan {
     /// Lanes that share a row: 8, 16 or 32.

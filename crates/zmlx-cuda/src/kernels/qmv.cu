@@ -15,10 +15,12 @@ DEVICE Matrix back(Matrix m, int rows) {
 }
 
 DEVICE void qmv(const float* x, const float* norm, Rows w, const float* bias, const float* bias2, const float* gate,
-                const float* residual, float* out) {
+                const float* residual, float* out, Next next) {
   extern __shared__ __align__(16) float pool[];
   Room room = room_of(pool);
   constexpr int TILES = (ROWS + TILE - 1) / TILE;
+  // Threads of a block are a multiple of the rows of x wherever keys are kept: a thread meets one row only.
+  u64 best = 0;
   products<true>(
       TILES, room,
       [&](int tile, int local, int m, int) {
@@ -44,6 +46,14 @@ DEVICE void qmv(const float* x, const float* norm, Rows w, const float* bias, co
           if (GATE) y *= sigmoid(gate[t]);
           if (RESIDUAL) y += residual[t * ROWS + r];
           out[t * ROWS + r] = y;
+          if (ARGMAX) {
+            u64 key = key_of(y, static_cast<u32>(r));
+            best = key > best ? key : best;
+          }
         }
       });
+  if (ARGMAX) {
+    for (int t = 0; t < TOKENS; t++) offer(next, threadIdx.x % TOKENS == t ? best : u64(0), t);
+    if (last_block(next.arrived, gridDim.x)) advance(next);
+  }
 }

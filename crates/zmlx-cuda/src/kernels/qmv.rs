@@ -2,8 +2,8 @@
 
 use super::product::{Work, check_norm};
 use super::{
-    Activation, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Prelude, Source, Type, Weights,
-    aligned, given, size,
+    ARGMAX, Activation, FORMAT, Format, KernelError, Launch, Next, NextOperands, Norm, Operands, PRODUCT,
+    Plan, Prelude, Source, Type, Weights, aligned, given, size,
 };
 
 const NAME: &str = "zmlx_qmv";
@@ -35,6 +35,8 @@ pub struct Qmv {
     pub gate: bool,
     /// Whether there is a residual.
     pub residual: bool,
+    /// Whether the largest element of each row is the next token (a head).
+    pub next: Option<Next>,
     /// How it is cut.
     pub plan: Plan,
 }
@@ -60,6 +62,8 @@ pub struct QmvOperands {
     pub residual: Option<u64>,
     /// The result.
     pub out: u64,
+    /// What follows a decoded token.
+    pub next: Option<NextOperands>,
 }
 
 impl Qmv {
@@ -77,6 +81,7 @@ impl Qmv {
             bias: [false; 2],
             gate: false,
             residual: false,
+            next: None,
             plan,
         }
     }
@@ -110,6 +115,7 @@ impl Qmv {
         let second = usize::from(self.bias[1]);
         size(NAME, "biases of a second matrix", second, second == 0 || self.activation.is_some(), "0")?;
         check_norm(NAME, self.norm)?;
+        self.next.map_or(Ok(()), |next| next.check(NAME, self.tokens))?;
         self.plan.check(NAME, self.activation.is_some())
     }
 
@@ -139,9 +145,13 @@ impl Qmv {
             }
         }
         to.write("out", Type::F32, o.out);
+        let next = match self.next {
+            Some(_) => Next::operands(&mut to, &o.next.unwrap_or_default()),
+            None => "Next{}",
+        };
         let n = |name| to.name(name);
         let body = format!(
-            "qmv(x, {}, Rows{{{first}, {second}, {third}}}, {}, {}, {}, {}, out);",
+            "qmv(x, {}, Rows{{{first}, {second}, {third}}}, {}, {}, {}, {}, out, {next});",
             n("norm"),
             n("bias"),
             n("bias2"),
@@ -163,11 +173,12 @@ impl Qmv {
         prelude.int("ROWS_0", self.rows - second - third).int("ROWS_1", second);
         prelude.int("ROWS", self.rows).flag("BIAS", self.bias[0]).flag("BIAS2", self.bias[1]);
         prelude.flag("GATE", self.gate).flag("RESIDUAL", self.residual);
+        prelude.flag("ARGMAX", self.next.is_some()).int("RING", self.next.map_or(1, |n| n.ring));
         let (operands, body) = self.operands(&QmvOperands::default());
         Ok(Source {
             name: NAME,
             params: operands.params,
-            device: prelude.with(&[PRODUCT, TEXT]),
+            device: prelude.with(&[FORMAT, PRODUCT, ARGMAX, TEXT]),
             body,
             bounds: self.plan.bounds(self.tokens),
         })
@@ -186,6 +197,7 @@ impl Qmv {
         given(NAME, "the second bias", self.bias[1], &o.bias[1])?;
         given(NAME, "the gate", self.gate, &o.gate)?;
         given(NAME, "the residual", self.residual, &o.residual)?;
+        given(NAME, "what follows a token", self.next.is_some(), &o.next)?;
         aligned(NAME, "x", o.x, 16)?;
         aligned(NAME, "the norm's weights", o.norm.unwrap_or(0), 16)?;
         o.weights.check(NAME)?;

@@ -14,6 +14,7 @@ fn dtype(ty: Type) -> Dtype {
         Type::U16 => Dtype::U16,
         Type::U32 => Dtype::U32,
         Type::I32 => Dtype::I32,
+        Type::U64 => Dtype::U64,
         Type::F32 => Dtype::F32,
     }
 }
