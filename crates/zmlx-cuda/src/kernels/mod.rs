@@ -15,6 +15,7 @@
 //! * [`Launch::shared`] may exceed 48 KiB: then the function's limit of dynamic shared memory must be raised first.
 
 mod attention;
+mod delta;
 mod experts;
 mod heads;
 mod next;
@@ -25,6 +26,7 @@ mod router;
 mod short_conv;
 
 pub use attention::{Attend, AttendOperands};
+pub use delta::{ConvSilu, ConvSiluOperands, Delta, DeltaOperands};
 pub use experts::{ExpertsDown, ExpertsDownOperands, ExpertsUp, ExpertsUpOperands};
 pub use heads::{Angles, CacheOperands, Finish, Growth, Heads, HeadsOperands, RawHeads};
 pub use next::{Argmax, Next, NextOperands};
