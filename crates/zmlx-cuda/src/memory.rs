@@ -276,7 +276,7 @@ impl Ring {
 
     /// Word `index`, modulo the length, as the GPU last wrote it.
     pub fn word(&self, index: usize) -> u32 {
-        // SAFETY: within the ring; the GPU may write it now, hence volatile.
+        // SAFETY: within the words; the GPU may write them now, hence volatile.
         unsafe { self.words.add(index % self.len.max(1)).read_volatile() }
     }
 }

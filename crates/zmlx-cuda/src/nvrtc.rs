@@ -17,8 +17,8 @@ const NAMES: [&str; 3] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
 /// Where wheels and toolkits put it within their folder.
 const PLACES: [&str; 5] = ["", "lib", "lib64", "nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib"];
 
-/// Where a wheel was put by whoever compiled kernels on this machine before, within the cache folder.
-const CACHED: &str = "nvrtc-13";
+/// Where the tests of kernels keep the wheel, within the cache folder.
+const CACHED: &str = "emulator/nvrtc-13";
 
 type Program = *mut c_void;
 type Version = unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int;

@@ -100,6 +100,34 @@ pub struct Control {
     pub ring: u64,
     /// Words of that ring.
     pub ring_len: usize,
+    /// Where the host is told how many tokens have been chosen: 32 bits, after the ring.
+    pub published: u64,
+    /// A counter that is zero between launches: 32 bits.
+    pub arrived: u64,
+    /// The best logit so far, zero between launches: 64 bits.
+    pub best: u64,
+}
+
+/// Bytes of what the GPU itself keeps of token and position.
+pub(crate) const CONTROL_BYTES: usize = 24;
+
+/// Chosen tokens that the host may be behind.
+pub(crate) const RING: usize = 64;
+
+impl Control {
+    /// In [`CONTROL_BYTES`] at `at`, and a ring of [`RING`] words and one at `ring`.
+    pub(crate) fn at(at: u64, ring: u64) -> Self {
+        Self {
+            token: at,
+            position: at + 4,
+            count: at + 8,
+            arrived: at + 12,
+            best: at + 16,
+            ring,
+            ring_len: RING,
+            published: ring + 4 * RING as u64,
+        }
+    }
 }
 
 /// Hands out the memory that launches work on. The same requests in the same order get the same memory again, so that a
@@ -198,8 +226,8 @@ impl Imagined {
 
     /// Addresses of token, position and ring.
     pub fn control(&mut self) -> Control {
-        let at = self.address(16);
-        Control { token: at, position: at + 4, count: at + 8, ring: self.address(256), ring_len: 64 }
+        let (at, ring) = (self.address(CONTROL_BYTES), self.address(4 * (RING + 1)));
+        Control::at(at, ring)
     }
 }
 

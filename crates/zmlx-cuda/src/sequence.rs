@@ -9,14 +9,11 @@ use crate::decoder::Decoder;
 use crate::error::{CudaError, Result};
 use crate::memory::{DeviceBuffer, External, Ring, Rows, copy_rows};
 use crate::module::Function;
-use crate::plan::{CacheType, Control, Plan, Request, SlotAddress};
+use crate::plan::{CONTROL_BYTES, CacheType, Control, Plan, RING, Request, SlotAddress};
 use crate::stream::{Event, Graph, Stream};
 
 /// Positions by which caches grow at least.
 const STEP: usize = 1024;
-
-/// Chosen tokens that the host may be behind.
-const RING: usize = 64;
 
 /// Tokens that may be submitted and not yet read.
 const AHEAD: usize = 2;
@@ -88,8 +85,8 @@ impl Sequence {
         let capacity = positions.max(1).next_multiple_of(STEP);
         let slots = decoder.parts.slots.iter().map(|s| DeviceSlot::new(decoder, s, capacity));
         let slots = slots.collect::<Result<Vec<_>>>()?;
-        let control = DeviceBuffer::new(device, 16, "token and position")?;
-        let ring = Ring::new(device, RING)?;
+        let control = DeviceBuffer::new(device, CONTROL_BYTES, "token and position")?;
+        let ring = Ring::new(device, RING + 1)?;
         let mut room = Vec::new();
         let plan = plan(decoder, &slots, (&control, &ring), capacity, &mut room)?;
         let functions = decoder.functions(&plan.steps)?;
@@ -231,13 +228,13 @@ impl Sequence {
     ///
     /// # Errors
     /// [`CudaError::Argument`] if there is none; [`CudaError::Driver`] if its work failed.
-    pub fn read(&mut self) -> Result<Chosen> {
+    pub fn read(&mut self) -> Result<u32> {
         let number = self.submitted - self.pending.len();
         let mark = self.pending.pop_front();
         let mark = mark.ok_or_else(|| CudaError::Argument("no token is submitted".to_owned()))?;
         mark.wait()?;
         self.marks.push(mark);
-        Ok(Chosen::of(self.ring.word(number)))
+        Ok(self.ring.word(number % RING))
     }
 
     /// Waits for all that is submitted, and gives the address of the last token's logits, float32.
@@ -432,22 +429,6 @@ impl Sequence {
     }
 }
 
-/// A token that the GPU has chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Chosen {
-    /// Its id.
-    pub token: u32,
-    /// Whether the logits were numbers.
-    pub finite: bool,
-}
-
-impl Chosen {
-    /// As the GPU tells it: the highest bit says that a logit was not a number.
-    fn of(word: u32) -> Self {
-        Self { token: word & 0x7fff_ffff, finite: word >> 31 == 0 }
-    }
-}
-
 /// Plans a token over these slots.
 fn plan(
     decoder: &Arc<Decoder>,
@@ -456,9 +437,7 @@ fn plan(
     capacity: usize,
     room: &mut Vec<DeviceBuffer>,
 ) -> Result<Plan> {
-    let at = control.address();
-    let control =
-        Control { token: at, position: at + 4, count: at + 8, ring: ring.address(), ring_len: ring.len() };
+    let control = Control::at(control.address(), ring.address());
     let addresses: Vec<SlotAddress> = slots.iter().map(|s| s.address(capacity)).collect();
     let request = Request {
         program: &decoder.parts.program,

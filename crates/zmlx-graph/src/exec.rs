@@ -2,12 +2,11 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-pub use zmlx_cuda::sequence::Chosen as Likeliest;
 use zmlx_engine::program::{Call, Runner, Wanted};
 use zmlx_mlx::{Array, Dtype};
 
 use crate::cost::CostContext;
-use crate::cuda::Gpu;
+use crate::cuda::{Decoded, Gpu, LaunchTime};
 use crate::error::{GraphError, Result};
 use crate::graph::{Graph, Value};
 use crate::held::Held;
@@ -158,9 +157,8 @@ impl Executor {
     }
 
     /// Goes on from `token` with the likeliest tokens, `count` at most, without logits leaving the GPU: each is told to
-    /// `tell` while the next is under way, and `tell` says whether to go on. Gives how many tokens the state has seen more,
-    /// `token` included: as many as were told, or one more when `tell` ended it early. `None` if calls of one token run on
-    /// MLX or the engine.
+    /// `tell` while the next is under way, and `tell` says whether to go on. `None` if calls of one token run on MLX or the
+    /// engine.
     ///
     /// # Errors
     /// Those of `tell`; [`GraphError::Cuda`]. The state is of no use after one.
@@ -169,16 +167,29 @@ impl Executor {
         token: u32,
         state: &mut State,
         count: usize,
-        tell: impl FnMut(Likeliest) -> std::result::Result<bool, E>,
-    ) -> std::result::Result<Option<usize>, E> {
+        tell: impl FnMut(u32) -> std::result::Result<bool, E>,
+    ) -> std::result::Result<Option<Decoded>, E> {
         let Some(gpu) = self.gpu.as_ref().filter(|_| state.batch.is_none_or(|batch| batch == 1)) else {
             return Ok(None);
         };
         self.check_state(state)?;
         state.batch = Some(1);
-        let fed = gpu.decode(token, state, count, tell)?;
-        self.runs.fetch_add(fed as u64, Ordering::Relaxed);
-        Ok(Some(fed))
+        let decoded = gpu.decode(token, state, count, tell)?;
+        self.runs.fetch_add(decoded.fed as u64, Ordering::Relaxed);
+        Ok(Some(decoded))
+    }
+
+    /// The launches that `token` takes on a GPU past MLX, one after another and each timed; none if calls of one token run
+    /// on MLX or the engine. The state has seen the token after it.
+    ///
+    /// # Errors
+    /// [`GraphError::Cuda`].
+    pub fn launch_times(&self, token: u32, state: &mut State) -> Result<Vec<LaunchTime>> {
+        self.check_state(state)?;
+        match &self.gpu {
+            Some(gpu) => Ok(gpu.timed_step(token, state)?.1),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Brings a state that a GPU's decoder holds back to arrays, as a call of several tokens would.

@@ -36,7 +36,7 @@ pub mod weights;
 pub use builder::Builder;
 pub use cost::{Cost, CostContext, NodeCost, Work};
 pub use error::{GraphError, Result};
-pub use exec::{Executor, Likeliest};
+pub use exec::Executor;
 pub use fidelity::Fidelity;
 pub use graph::{Graph, Node, Value};
 pub use held::Held;

@@ -76,8 +76,8 @@ impl Executor {
                 Done::Token { gpu, token, state, logits } => {
                     // Launch by launch, each timed by the GPU itself.
                     let timed = gpu.timed_step(token, state).map_err(zmlx_mlx::Error::custom)?;
-                    for (stage, time) in timed.1 {
-                        seconds[gpu.decoder.program().owners()[stage]] += time;
+                    for launch in &timed.1 {
+                        seconds[launch.node] += launch.seconds;
                     }
                     *logits = Some(timed.0);
                 }

@@ -243,32 +243,34 @@ impl<'m> Session<'m> {
         let mut first = Instant::now();
         let mut reason = FinishReason::Length;
         let last = prompt[prompt.len() - 1];
-        let fed = model.executor().decode(last, &mut self.state, limit, |next| {
-            let n = text.tokens.len() + 1;
-            if !next.finite {
-                return Err(GenerateError::NotANumber { position: prompt.len() + n - 1 });
-            }
-            if n == 1 {
-                prompt_seconds = start.elapsed().as_secs_f64();
-                first = Instant::now();
-                on_event(Event::Prefill { done: fresh, total: fresh });
-            }
-            let eos = !ignore_eos && model.eos_token_ids().contains(&next.token);
-            let stopped = text.push(next.token)? || eos;
-            if stopped || n == limit {
-                text.finish()?;
-            }
-            let flow = on_event(Event::Token { id: next.token, text: text.fresh() });
-            if stopped {
-                reason = FinishReason::Stop;
-            } else if flow == Flow::Stop {
-                text.finish()?;
-                reason = FinishReason::Cancelled;
-            }
-            Ok(!stopped && flow == Flow::Continue)
-        })?;
+        let decoded =
+            model.executor().decode(last, &mut self.state, limit, |id| -> Result<bool, GenerateError> {
+                let n = text.tokens.len() + 1;
+                if n == 1 {
+                    prompt_seconds = start.elapsed().as_secs_f64();
+                    first = Instant::now();
+                    on_event(Event::Prefill { done: fresh, total: fresh });
+                }
+                let eos = !ignore_eos && model.eos_token_ids().contains(&id);
+                let stopped = text.push(id)? || eos;
+                if stopped || n == limit {
+                    text.finish()?;
+                }
+                let flow = on_event(Event::Token { id, text: text.fresh() });
+                if stopped {
+                    reason = FinishReason::Stop;
+                } else if flow == Flow::Stop {
+                    text.finish()?;
+                    reason = FinishReason::Cancelled;
+                }
+                Ok(!stopped && flow == Flow::Continue)
+            })?;
+        let finite = decoded.is_none_or(|d| d.finite);
         // The prompt's last token, and of those told all but what no step was asked to go on from.
-        let fed = fed.unwrap_or(0);
+        let fed = decoded.map_or(0, |d| d.fed);
+        if !finite {
+            return Err(GenerateError::NotANumber { position: prompt.len() + fed - 1 });
+        }
         self.seen.extend((fed > 0).then_some(last));
         self.seen.extend(text.tokens.iter().take(fed.saturating_sub(1)));
         let decode_tps = rate(text.tokens.len().saturating_sub(1), first.elapsed().as_secs_f64());

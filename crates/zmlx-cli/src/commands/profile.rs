@@ -63,6 +63,9 @@ pub(crate) fn run(args: ProfileArgs, console: &Console) -> Result<(), Failure> {
 /// What ran: stock MLX, the engine, or some of each.
 fn form(report: Option<&PatchReport>) -> String {
     match report {
+        Some(PatchReport { cuda: Some(device), launches_per_token, .. }) => {
+            format!("patched, {launches_per_token} launches a token as one graph on {device}")
+        }
         Some(r) if r.native => format!("patched, all on the CPU engine with {} threads", r.threads),
         Some(r) if r.threads > 0 => format!("patched, in part on the CPU engine with {} threads", r.threads),
         _ => "stock".to_owned(),

@@ -53,6 +53,7 @@ impl Translator<'_> {
             bias: [bias, None],
             gate: None,
             residual: None,
+            next: None,
             out,
         };
         let kernel = Qmv {

@@ -5,6 +5,7 @@
 //! product and choice, attention and the putting together of its parts.
 
 mod heads;
+mod plain;
 mod products;
 
 use std::any::Any;
@@ -36,10 +37,12 @@ pub fn translate(request: &Request<'_>, memory: &mut dyn Memory) -> Result<Plan>
         shared: HashMap::new(),
         steps: Vec::new(),
         at: 0,
+        chosen: false,
     };
     while t.at < request.program.stages().len() {
         t.stage()?;
     }
+    t.choose()?;
     let logits = t.buffer(request.logits)?;
     Ok(Plan { steps: t.steps, logits })
 }
@@ -59,6 +62,8 @@ struct Translator<'a> {
     steps: Vec<Step>,
     /// The stage that comes next.
     at: usize,
+    /// Whether a launch chooses the next token.
+    chosen: bool,
 }
 
 /// A stage as what it is.
@@ -84,6 +89,14 @@ impl<'a> Translator<'a> {
             Qkv => qkv,
             QkvRows => qkv_rows,
             Attend => attend,
+            Embed => embed,
+            ShortConv => short_conv,
+            Route => route,
+            RmsNorm => rms_norm,
+            LayerNorm => layer_norm,
+            Softmax => softmax,
+            Add => add,
+            SigmoidGate => sigmoid_gate,
             Linear => linear,
             Gated => gated,
             ExpertsUp => experts_up,
@@ -123,6 +136,11 @@ impl<'a> Translator<'a> {
         let room = [self.memory.room(4 * words[0])?, self.memory.room(4 * words[1])?];
         self.shared.insert(words, room);
         Ok(room)
+    }
+
+    /// Counters that are zero between launches, shared by all that ask for as many.
+    fn shared_counters(&mut self, count: usize) -> Result<[u64; 2]> {
+        self.shared_room([count, 1])
     }
 
     /// Adds a launch.

@@ -19,6 +19,15 @@ pub(super) fn activation(activation: StageActivation) -> Activation {
 
 impl Translator<'_> {
     pub(super) fn linear(&mut self, stage: &stages::Linear) -> Result<()> {
+        let route: Option<&stages::Route> = self.next_stage();
+        let plain = stage.gate.is_none() && stage.residual.is_none();
+        if let Some(route) = route.filter(|r| plain && r.logits == stage.out) {
+            self.router(stage, route)?;
+            self.skip_to_next();
+            return Ok(());
+        }
+        // The head: what it makes decides on the next token.
+        let next = (stage.out == self.request.logits && self.next_at().is_none()).then(|| self.next_token());
         let (format, weights) = self.matrix(&stage.matrix)?;
         let (norm, norm_weight) = self.norm(stage.source.norm.as_ref())?;
         let operands = QmvOperands {
@@ -30,16 +39,20 @@ impl Translator<'_> {
             bias: [self.optional_constant(stage.bias.as_ref())?, None],
             gate: self.optional_buffer(stage.gate)?,
             residual: self.optional_buffer(stage.residual)?,
+            next: next.map(|(_, operands)| operands),
             out: self.buffer(stage.out)?,
         };
         let kernel = Qmv {
+            next: next.map(|(next, _)| next),
             norm,
             bias: [operands.bias[0].is_some(), false],
             gate: operands.gate.is_some(),
             residual: operands.residual.is_some(),
             ..Qmv::new(stage.matrix.rows(), stage.matrix.columns(), format, TOKENS)
         };
-        self.push("linear", made(kernel.source(), kernel.launch(&operands))?);
+        let name = if next.is_some() { "head + argmax" } else { "linear" };
+        self.push(name, made(kernel.source(), kernel.launch(&operands))?);
+        self.chosen |= next.is_some();
         Ok(())
     }
 
@@ -58,6 +71,7 @@ impl Translator<'_> {
             bias: [self.optional_constant(gate_bias.as_ref())?, self.optional_constant(up_bias.as_ref())?],
             gate: None,
             residual: None,
+            next: None,
             out: self.buffer(stage.out)?,
         };
         let plain = Qmv::new(stage.gate.rows(), stage.gate.columns(), format, TOKENS);

@@ -157,6 +157,33 @@ pub fn outline(graph: &Graph, activation: Dtype, capacity: usize) -> Result<Plan
     translate(&request, &mut memory).map_err(|e| e.to_string())
 }
 
+/// What a run of decode steps came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decoded {
+    /// Tokens that the state has seen more, the one it went on from included: as many as were told, or one more when the
+    /// caller ended it early.
+    pub fed: usize,
+    /// Whether the last logits are numbers; NaN in a cache stays.
+    pub finite: bool,
+}
+
+/// One launch of a decode step, timed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LaunchTime {
+    /// What it does.
+    pub name: &'static str,
+    /// The node of the graph that it belongs to.
+    pub node: usize,
+    /// Seconds by the GPU's clock, the gap before the next launch included.
+    pub seconds: f64,
+    /// Bytes that it reads, as far as they do not depend on the position.
+    pub bytes: u64,
+    /// Registers a thread.
+    pub registers: i32,
+    /// Bytes a thread that did not fit into them.
+    pub spilled: i32,
+}
+
 /// How keys and values are held beside activations of that dtype: in the same.
 fn cache_type(activation: Dtype) -> CacheType {
     match activation {

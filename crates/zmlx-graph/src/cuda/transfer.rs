@@ -5,10 +5,10 @@ use std::sync::Arc;
 use zmlx_cuda::CudaError;
 use zmlx_cuda::memory::External;
 use zmlx_cuda::plan::CacheType;
-use zmlx_cuda::sequence::{Chosen, Half, Sequence};
+use zmlx_cuda::sequence::{Half, Sequence};
 use zmlx_mlx::{Array, Dtype, ops};
 
-use super::Gpu;
+use super::{Decoded, Gpu, LaunchTime};
 use crate::error::{GraphError, Result};
 use crate::state::{KvCache, SlotId, SlotValue, State};
 
@@ -160,16 +160,19 @@ impl Gpu {
     }
 
     /// Goes on from `token` with the likeliest ones, `count` at most, each told to `tell` as it is known; the next is under
-    /// way by then. Ends early when `tell` says so. Gives how many tokens the state has seen more, `token` included.
+    /// way by then. Ends early when `tell` says so.
     pub(crate) fn decode<E: From<GraphError>>(
         &self,
         token: u32,
         state: &mut State,
         count: usize,
-        mut tell: impl FnMut(Chosen) -> std::result::Result<bool, E>,
-    ) -> std::result::Result<usize, E> {
+        mut tell: impl FnMut(u32) -> std::result::Result<bool, E>,
+    ) -> std::result::Result<Decoded, E> {
         let cuda = |error: CudaError| E::from(GraphError::from(error));
         let position = usize::try_from(state.position).unwrap_or(0);
+        if count == 0 {
+            return Ok(Decoded { fed: 0, finite: true });
+        }
         let sequence = self.sequence(state)?;
         sequence.set(token, position).map_err(cuda)?;
         let mut fed = 0;
@@ -182,17 +185,30 @@ impl Gpu {
                 break;
             }
         }
+        // What is not a number stays in the caches: the last logits show it.
+        let finite = sequence.read_logits().map_err(cuda)?.iter().all(|v| !v.is_nan());
         state.position += fed as i32;
-        Ok(fed)
+        Ok(Decoded { fed, finite })
     }
 
-    /// Seconds of each launch of one token, and the stage each belongs to; with its logits.
-    pub(crate) fn timed_step(&self, token: u32, state: &mut State) -> Result<(Array, Vec<(usize, f64)>)> {
+    /// The launches of one token, timed; with its logits.
+    pub(crate) fn timed_step(&self, token: u32, state: &mut State) -> Result<(Array, Vec<LaunchTime>)> {
         let position = usize::try_from(state.position).unwrap_or(0);
         let sequence = self.sequence(state)?;
         sequence.set(token, position)?;
         let seconds = sequence.submit_timed()?;
-        let times = sequence.plan().steps.iter().map(|s| s.stage).zip(seconds).collect();
+        let owners = self.decoder.program().owners();
+        let registers = sequence.registers()?;
+        let timed = sequence.plan().steps.iter().zip(seconds).zip(registers);
+        let times = timed.map(|((step, seconds), (registers, spilled))| LaunchTime {
+            name: step.name,
+            node: owners[step.stage],
+            seconds,
+            bytes: step.launch.bytes,
+            registers,
+            spilled,
+        });
+        let times = times.collect();
         let logits = fresh(&[1, 1, self.decoder.vocabulary() as i32], Dtype::Float32)?;
         sequence.store_logits(&self.external(&logits)?)?;
         state.position += 1;

@@ -1,0 +1,309 @@
+//! Checks and times decode past MLX on an NVIDIA GPU: `cuda_decode embedded`, then `cuda_decode lfm2_8b qwen3_30b`.
+//!
+//! `embedded`: the embedded model's greedy tokens in float32 and bfloat16 beside those of `fixtures/`, which mlx-lm gave on
+//! a CPU; the first that differs is shown with the margin that the CPU saw there.
+//! Any other name: a published shape with random 4-bit weights made on the GPU. The logits of the same tokens on stock MLX
+//! and past it, then 128 tokens after a prompt of 64, three times each, interleaved; with `--launches` the time of each
+//! launch; with `--context N` after a prompt of N. `ZMLX_CUDA_OVERLAP=0` compares with launches that wait for one another.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use zmlx_graph::pattern::{Backend, Choice, rewrite};
+use zmlx_graph::weights::TensorSpec;
+use zmlx_graph::{Executor, Fidelity, GraphError, Held, State, Wanted, patterns};
+use zmlx_mlx::stream::{Device, Stream, with_stream};
+use zmlx_mlx::{Array, Dtype, eval, ops, random};
+use zmlx_models::random::MODELS;
+use zmlx_models::{
+    Blueprint, DeviceChoice, DtypeChoice, Flow, GenerateOptions, LoadOptions, Model, ModelConfig,
+    PatchOptions, Session,
+};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Tokens that are timed.
+const TOKENS: usize = 128;
+/// Steps whose logits are compared.
+const COMPARED: usize = 32;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let launches = arguments.iter().any(|a| a == "--launches");
+    let given = arguments.iter().position(|a| a == "--context").and_then(|at| arguments.get(at + 1));
+    let context: usize = given.map_or(Ok(64), |n| n.parse())?;
+    let names = arguments.iter().filter(|a| !a.starts_with("--") && Some(*a) != given);
+    for name in names {
+        match name.as_str() {
+            "embedded" => embedded()?,
+            name => shape(name, context, launches)?,
+        }
+    }
+    Ok(())
+}
+
+fn embedded() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let golden: Value = serde_json::from_str(include_str!("../../../fixtures/tiny-lfm2-moe.golden.json"))?;
+    let folder = match root.join("models/tiny-lfm2-moe") {
+        folder if folder.is_dir() => folder,
+        _ => zmlx_models::embedded_model_dir()?,
+    };
+    for dtype in [DtypeChoice::F32, DtypeChoice::Bf16] {
+        let patch = Some(PatchOptions { environment: false, ..PatchOptions::default() });
+        let options = LoadOptions { dtype, device: DeviceChoice::Gpu, patch, ..LoadOptions::default() };
+        let start = Instant::now();
+        let model = Model::load(&folder, &options, &mut |_| {})?;
+        println!("embedded, {dtype}: ready after {:.2} s", start.elapsed().as_secs_f64());
+        for case in golden["cases"].as_array().into_iter().flatten() {
+            let ids = |name: &str| -> Vec<u32> {
+                case[name]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|v| v.as_u64())
+                    .map(|v| v as u32)
+                    .collect()
+            };
+            let (prompt, wanted) = (ids("prompt_ids"), ids("tokens"));
+            let options = GenerateOptions { max_tokens: 100, ignore_eos: true, ..GenerateOptions::default() };
+            let done = Session::new(&model).generate(&prompt, &options, &mut |_| Flow::Continue)?;
+            let differs = (0..100).find(|&i| done.tokens.get(i) != wanted.get(i));
+            let verdict = differs.map_or("100 tokens are the CPU's".to_owned(), |at| {
+                let (got, want) = (done.tokens[at], wanted[at]);
+                format!("token {at} is {got}, the CPU's {want}, margin there {}", case["margins"][at])
+            });
+            println!("  prompt of {}: {verdict}; {:.0} tok/s", prompt.len(), done.decode_tps);
+        }
+        if let Some(report) = model.patch_report() {
+            println!("{report}");
+        }
+    }
+    Ok(())
+}
+
+/// Stock and patched executors of one shape, which share their weights.
+struct Pair {
+    stock: Executor,
+    past: Executor,
+    vocabulary: usize,
+}
+
+fn make(name: &str) -> Result<Pair> {
+    let model = MODELS.iter().find(|m| m.name == name);
+    let known = || MODELS.iter().map(|m| m.name).collect::<Vec<_>>().join(", ");
+    let model = model.ok_or_else(|| format!("{name} is none of embedded, {}", known()))?;
+    let mut config = (model.config)();
+    if config.get("quantization").is_none() {
+        config["quantization"] = json!({"group_size": 64, "bits": 4});
+    }
+    let config = ModelConfig::from_json(config.as_object().cloned().unwrap_or_default());
+    let blueprint = Blueprint::from_config(&config)?;
+    let choice = Choice {
+        patterns: patterns::ALL.iter().copied().filter(|p| p.class <= Fidelity::TokenIdentical).collect(),
+        max_class: Fidelity::TokenIdentical,
+        backend: Backend::Cuda,
+    };
+    let patched = Arc::new(rewrite(&blueprint.graph, &choice)?.graph);
+    let mut key = random::key(0)?;
+    let mut failure = None;
+    let tensor = |spec: &TensorSpec| match tensor(spec, &mut key) {
+        Ok(array) => Some(array),
+        Err(error) => {
+            failure.get_or_insert(error);
+            None
+        }
+    };
+    let made = Held::none().cuda(patched, tensor);
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
+    let (past, refusal) = made?;
+    if let Some(reason) = refusal {
+        return Err(format!("{name} does not decode past MLX: {reason}").into());
+    }
+    let stock = past.held().stock(Arc::new(blueprint.graph), |_| None)?;
+    Ok(Pair { stock, past, vocabulary: blueprint.info.vocab_size })
+}
+
+/// Random values on the GPU whose products have about the size of their input.
+fn tensor(spec: &TensorSpec, key: &mut Array) -> zmlx_mlx::Result<Array> {
+    let (own, rest) = random::split(key)?;
+    *key = rest;
+    let array = match (spec.float, spec.name.rsplit('.').next().unwrap_or("")) {
+        (false, "scales") => ops::full(&spec.shape, &Array::scalar(120u8)?, Dtype::Uint8)?,
+        (false, _) => random::bits(&spec.shape, 4, &own)?,
+        (true, "scales" | "biases") => {
+            // Codes of 4 bits around 0, with a standard deviation of 0.02.
+            let value = if spec.name.ends_with("scales") { 0.0043f32 } else { -0.0043 * 7.5 };
+            ops::full(&spec.shape, &Array::scalar(value)?, Dtype::Bfloat16)?
+        }
+        (true, _) if spec.shape.len() == 1 => ops::ones(&spec.shape, Dtype::Bfloat16)?,
+        (true, _) => {
+            let x = random::normal(&spec.shape, Dtype::Float32, None, None, &own)?;
+            x.multiply_scalar(0.02)?.astype(Dtype::Bfloat16)?
+        }
+    };
+    array.eval()?;
+    Ok(array)
+}
+
+fn shape(name: &str, context: usize, launches: bool) -> Result<()> {
+    with_stream(Stream::default_of(Device::Gpu)?, || {
+        let start = Instant::now();
+        let pair = make(name)?;
+        let ready = start.elapsed().as_secs_f64();
+        let device = pair.past.cuda_device().map_or("?", |d| d.name.as_str());
+        println!(
+            "{name} on {device}: ready after {ready:.1} s, {} launches a token",
+            pair.past.launches_per_token()
+        );
+        let ids =
+            |n: usize| (0..n as u64).map(|i| (i.wrapping_mul(2_654_435_761) % pair.vocabulary as u64) as u32);
+        let prompt: Vec<u32> = ids(context).collect();
+        compare(&pair, &prompt)?;
+        let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for _ in 0..3 {
+            rates.entry("stock MLX").or_default().push(stock_rate(&pair.stock, &prompt)?);
+            rates.entry("past MLX").or_default().push(past_rate(&pair.past, &prompt)?);
+        }
+        for (form, all) in &rates {
+            let all: Vec<String> = all.iter().map(|r| format!("{r:.1}")).collect();
+            println!("  {form}: {} tok/s", all.join(", "));
+        }
+        if launches {
+            times(&pair.past, &prompt)?;
+        }
+        Ok(())
+    })
+}
+
+/// A state that has seen all of the prompt but its last token.
+fn prefilled(executor: &Executor, prompt: &[u32]) -> Result<State> {
+    let mut state = executor.new_state();
+    for part in prompt[..prompt.len() - 1].chunks(2048) {
+        let tokens = Array::from_slice(part, &[1, part.len() as i32])?;
+        executor.run_for(&tokens, &mut state, Wanted::None)?;
+        eval(&state.arrays())?;
+    }
+    Ok(state)
+}
+
+/// The same tokens on both: how far logits are apart, and how often the likeliest differs.
+fn compare(pair: &Pair, prompt: &[u32]) -> Result<()> {
+    let mut states = [prefilled(&pair.stock, prompt)?, prefilled(&pair.past, prompt)?];
+    let mut token = prompt[prompt.len() - 1];
+    let (mut worst, mut flips, mut divergence) = (0f64, 0, 0f64);
+    for _ in 0..COMPARED {
+        let ids = Array::from_slice(&[token], &[1, 1])?;
+        let mut rows = Vec::new();
+        for (executor, state) in [&pair.stock, &pair.past].into_iter().zip(&mut states) {
+            let logits = executor.run(&ids, state)?.astype(Dtype::Float32)?;
+            rows.push(logits.to_vec::<f32>()?);
+        }
+        let norm = |row: &mut dyn Iterator<Item = f64>| row.map(|v| v * v).sum::<f64>().sqrt();
+        let pairs = || rows[0].iter().zip(&rows[1]).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+        let error = norm(&mut pairs().map(|(a, b)| a - b)) / norm(&mut pairs().map(|(a, _)| a));
+        worst = if error.is_nan() { f64::NAN } else { worst.max(error) };
+        divergence += kl(&rows[0], &rows[1]);
+        let [a, b] = [likeliest(&rows[0]), likeliest(&rows[1])];
+        flips += usize::from(a != b);
+        token = a;
+    }
+    let mean = divergence / COMPARED as f64;
+    println!(
+        "  {COMPARED} steps beside stock: logits apart by {worst:.2e} of their norm at most, mean KL {mean:.2e}, {flips} other tokens"
+    );
+    Ok(())
+}
+
+fn likeliest(row: &[f32]) -> u32 {
+    (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best }) as u32
+}
+
+/// KL(softmax(a) || softmax(b)).
+fn kl(a: &[f32], b: &[f32]) -> f64 {
+    let log_sum = |row: &[f32]| {
+        let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        f64::from(most) + row.iter().map(|v| f64::from(v - most).exp()).sum::<f64>().ln()
+    };
+    let (la, lb) = (log_sum(a), log_sum(b));
+    a.iter()
+        .zip(b)
+        .map(|(x, y)| {
+            let (x, y) = (f64::from(*x) - la, f64::from(*y) - lb);
+            x.exp() * (x - y)
+        })
+        .sum()
+}
+
+fn past_rate(executor: &Executor, prompt: &[u32]) -> Result<f64> {
+    let mut state = prefilled(executor, prompt)?;
+    let mut first = Instant::now();
+    let mut told = 0;
+    let mut seconds = 0.0;
+    let done = executor.decode::<GraphError>(prompt[prompt.len() - 1], &mut state, TOKENS + 1, |_| {
+        told += 1;
+        if told == 1 {
+            first = Instant::now();
+        }
+        seconds = first.elapsed().as_secs_f64();
+        Ok(true)
+    })?;
+    if done.is_none_or(|d| !d.finite) {
+        return Err("a logit is not a number".into());
+    }
+    Ok(TOKENS as f64 / seconds)
+}
+
+fn stock_rate(executor: &Executor, prompt: &[u32]) -> Result<f64> {
+    let mut state = prefilled(executor, prompt)?;
+    let step = |token: &Array, state: &mut State| -> Result<Array> {
+        let logits = executor.run(&token.reshape(&[1, 1])?, state)?;
+        let next = logits.reshape(&[-1])?.argmax(-1, false)?.astype(Dtype::Uint32)?;
+        zmlx_mlx::async_eval(&[&next])?;
+        Ok(next)
+    };
+    let mut next = step(&Array::from_slice(&prompt[prompt.len() - 1..], &[1])?, &mut state)?;
+    let mut start = Instant::now();
+    for n in 0..=TOKENS {
+        let following = if n < TOKENS { Some(step(&next, &mut state)?) } else { None };
+        next.eval()?;
+        if n == 0 {
+            start = Instant::now();
+        }
+        if let Some(following) = following {
+            next = following;
+        }
+    }
+    Ok(TOKENS as f64 / start.elapsed().as_secs_f64())
+}
+
+/// The launches of a token, those of one name and size together.
+fn times(executor: &Executor, prompt: &[u32]) -> Result<()> {
+    let mut state = prefilled(executor, prompt)?;
+    let token = prompt[prompt.len() - 1];
+    executor.launch_times(token, &mut state)?;
+    let mut rows: BTreeMap<(&str, u64, i32, i32), Vec<f64>> = BTreeMap::new();
+    for _ in 0..5 {
+        for l in executor.launch_times(token, &mut state)? {
+            rows.entry((l.name, l.bytes, l.registers, l.spilled)).or_default().push(l.seconds);
+        }
+    }
+    println!(
+        "  {:<34} {:>6} {:>9} {:>10} {:>8} {:>5} {:>6}",
+        "launch", "count", "us each", "bytes", "GB/s", "regs", "spill"
+    );
+    for ((name, bytes, registers, spilled), mut seconds) in rows {
+        seconds.sort_by(f64::total_cmp);
+        let (median, count) = (seconds[seconds.len() / 2], seconds.len() / 5);
+        let rate = bytes as f64 / median / 1e9;
+        let us = median * 1e6;
+        println!("  {name:<34} {count:>6} {us:>9.2} {bytes:>10} {rate:>8.0} {registers:>5} {spilled:>6}");
+    }
+    Ok(())
+}

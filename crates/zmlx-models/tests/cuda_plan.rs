@@ -1,0 +1,112 @@
+//! What a token takes on an NVIDIA GPU, counted without one: launches and bytes.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde_json::json;
+use zmlx_cuda::kernels::Source;
+use zmlx_cuda::module::compile_all;
+use zmlx_cuda::nvrtc::Nvrtc;
+use zmlx_graph::cuda::outline;
+use zmlx_graph::pattern::{Backend, Choice, rewrite};
+use zmlx_graph::{Fidelity, Graph, patterns};
+use zmlx_mlx::Dtype;
+use zmlx_models::random::MODELS;
+use zmlx_models::{Blueprint, ModelConfig};
+
+fn patched(graph: &Graph) -> Graph {
+    let choice = Choice {
+        patterns: patterns::ALL.iter().copied().filter(|p| p.class <= Fidelity::TokenIdentical).collect(),
+        max_class: Fidelity::TokenIdentical,
+        backend: Backend::Cuda,
+    };
+    rewrite(graph, &choice).unwrap().graph
+}
+
+fn published(name: &str, bits: i32) -> Graph {
+    let model = MODELS.iter().find(|m| m.name == name).unwrap();
+    let mut config = (model.config)();
+    config["quantization"] = json!({"group_size": 64, "bits": bits});
+    let config = ModelConfig::from_json(config.as_object().cloned().unwrap());
+    patched(&Blueprint::from_config(&config).unwrap().graph)
+}
+
+/// How often each launch comes, and the bytes of all.
+fn counted(graph: &Graph) -> (BTreeMap<&'static str, usize>, u64) {
+    let plan = outline(graph, Dtype::Bfloat16, 1024).unwrap();
+    let mut counts = BTreeMap::new();
+    for step in &plan.steps {
+        *counts.entry(step.name).or_default() += 1;
+    }
+    (counts, plan.bytes())
+}
+
+#[test]
+fn lfm2_8b_takes_five_launches_a_layer() {
+    let (counts, bytes) = counted(&published("lfm2_8b", 4));
+    // 24 layers: 18 convolutions and 6 of attention; two dense, 22 of experts.
+    let expected = BTreeMap::from([
+        ("embedding", 1),
+        ("short_conv", 18),
+        ("qkv", 6),
+        ("norm + rope + append + attention", 6),
+        ("linear", 18 + 6 + 2),
+        ("gate + up + activation", 2),
+        ("router", 22),
+        ("experts gate + up + activation", 22),
+        ("experts down + combine + residual", 22),
+        ("head + argmax", 1),
+    ]);
+    assert_eq!(counts, expected);
+    // The plan of the CPU counts 0.88 GB of weights a token; norms and kernels of convolutions are not in it.
+    assert!((870_000_000..890_000_000).contains(&bytes), "{bytes}");
+}
+
+#[test]
+fn qwen3_30b_takes_six_launches_a_layer() {
+    let (counts, bytes) = counted(&published("qwen3_30b", 4));
+    let expected = BTreeMap::from([
+        ("embedding", 1),
+        ("qkv", 48),
+        ("norm + rope + append + attention", 48),
+        ("linear", 48),
+        ("router", 48),
+        ("experts gate + up + activation", 48),
+        ("experts down + combine + residual", 48),
+        ("head + argmax", 1),
+    ]);
+    assert_eq!(counts, expected);
+    assert!((1_700_000_000..1_740_000_000).contains(&bytes), "{bytes}");
+}
+
+/// With NVRTC, if it is there (its wheel is fetched by the tests of `zmlx-emulator`); without a GPU.
+#[test]
+fn the_kernels_of_published_shapes_compile_for_hopper() {
+    let cache = zmlx_mlx::locate::cache_dir().unwrap();
+    let nvrtc = match Nvrtc::find(Some(&cache)) {
+        Ok(nvrtc) => nvrtc,
+        Err(error) if std::env::var_os("ZMLX_REQUIRE_NVRTC").is_none() => {
+            eprintln!("not compiled: {error}");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let plans =
+        ["lfm2_8b", "qwen3_30b"].map(|name| outline(&published(name, 4), Dtype::Bfloat16, 1024).unwrap());
+    let sources: HashSet<&Source> = plans.iter().flat_map(|p| &p.steps).map(|s| &s.source).collect();
+    let sources: Vec<&Source> = sources.into_iter().collect();
+    assert!((15..40).contains(&sources.len()), "{} texts", sources.len());
+    for (source, code) in compile_all(&nvrtc, "sm_90", None, &sources).unwrap() {
+        assert!(code.starts_with(b"\x7fELF"), "{}", source.name);
+    }
+}
+
+#[test]
+fn what_has_no_kernel_refuses_all_with_one_reason() {
+    let refused = |graph: &Graph| outline(graph, Dtype::Bfloat16, 1024).unwrap_err();
+    let three_bits = refused(&published("qwen3_30b", 3));
+    assert!(three_bits.contains("Affine(3)"), "{three_bits}");
+    let model = MODELS.iter().find(|m| m.name == "qwen3_30b").unwrap();
+    let config = ModelConfig::from_json((model.config)().as_object().cloned().unwrap());
+    let stock = refused(&Blueprint::from_config(&config).unwrap().graph);
+    assert!(stock.contains("are in no pattern"), "{stock}");
+}
