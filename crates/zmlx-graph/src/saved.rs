@@ -114,6 +114,7 @@ impl Executor {
     /// [`SavedError`], if the state is of another executor, or what MLX is to compute fails.
     pub fn save(&self, state: &mut State, keep: Keep) -> Result<SavedState, SavedError> {
         self.check_state(state)?;
+        self.settle(state)?;
         let types = self.graph().infer()?;
         let mut slots = Vec::with_capacity(state.slots.len());
         for (index, declared) in self.graph().slots.iter().enumerate() {
@@ -161,6 +162,7 @@ impl Executor {
         if !self.rewinds_to(state, position) {
             return Ok(false);
         }
+        self.settle(state)?;
         state.slots.iter_mut().for_each(|slot| rewind_slot(slot, position));
         state.position = position;
         Ok(true)
@@ -172,6 +174,7 @@ impl Executor {
     /// [`SavedError`]; the state is then of no more use.
     pub fn restore(&self, state: &mut State, checkpoint: &SavedState) -> Result<(), SavedError> {
         self.check_state(state)?;
+        self.settle(state)?;
         let position = checkpoint.position;
         let goes_back = |(slot, saved): (&SlotValue, &Option<SavedSlot>)| {
             saved.is_some() || slot_rewinds(slot, state, position)
@@ -237,6 +240,8 @@ fn explained(error: &NotKept) -> String {
 fn slot_rewinds(slot: &SlotValue, state: &State, position: i32) -> bool {
     let here = position == state.position;
     match slot {
+        // What is on a GPU comes back as far as the next position sees.
+        SlotValue::Kv(cache) if state.device.is_some() => here || cache.window.is_none(),
         SlotValue::Kv(cache) => cache.rewinds_to(position),
         SlotValue::Quantized(cache) => position <= cache.len(),
         SlotValue::Conv(_) | SlotValue::Delta(_) => here,

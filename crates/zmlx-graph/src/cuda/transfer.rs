@@ -83,14 +83,16 @@ impl Gpu {
                 }
                 // Nothing yet: zeros, as a new sequence has them.
                 Some(SlotValue::Conv(None) | SlotValue::Delta(None)) => {}
-                Some(SlotValue::Engine(_)) | None => return Err(GraphError::WrongState),
+                Some(SlotValue::Engine(_) | SlotValue::Quantized(_)) | None => {
+                    return Err(GraphError::WrongState);
+                }
             }
         }
         for slot in &mut state.slots {
             match slot {
                 SlotValue::Kv(cache) => cache.buffers = None,
                 SlotValue::Conv(array) | SlotValue::Delta(array) => *array = None,
-                SlotValue::Engine(_) => {}
+                SlotValue::Engine(_) | SlotValue::Quantized(_) => {}
             }
         }
         Ok(sequence)
@@ -109,7 +111,9 @@ impl Gpu {
                     sequence.store_rows(slot, &self.external(&rows)?)?;
                     *array = Some(rows);
                 }
-                Some(SlotValue::Engine(_)) | None => return Err(GraphError::WrongState),
+                Some(SlotValue::Engine(_) | SlotValue::Quantized(_)) | None => {
+                    return Err(GraphError::WrongState);
+                }
             }
             if let Some(SlotValue::Conv(Some(array))) = state.slots.get_mut(*id) {
                 *array = array.astype(self.activation).map_err(moving)?;
