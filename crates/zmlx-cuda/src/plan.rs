@@ -87,6 +87,28 @@ pub enum SlotAddress {
     },
 }
 
+impl SlotAddress {
+    /// A slot with room for `capacity` positions; keys and values as `kind`, unless its form says otherwise.
+    ///
+    /// # Errors
+    /// Those of `memory`.
+    pub fn in_room(memory: &mut dyn Memory, form: &Slot, kind: CacheType, capacity: usize) -> Result<Self> {
+        match form {
+            Slot::Kv { keys, heads, key_width, value_width, .. } => {
+                let kind = kind.of(keys);
+                let mut part = |width: usize| memory.room(heads * capacity * width * kind.bytes());
+                let (keys, values) = (part(*key_width)?, part(*value_width)?);
+                let (heads, key_width, value_width) = (*heads, *key_width, *value_width);
+                Ok(Self::Kv { keys, values, heads, key_width, value_width, capacity, kind })
+            }
+            Slot::Rows { keep, channels, .. } => {
+                let values = memory.room(keep * channels * size_of::<f32>())?;
+                Ok(Self::Rows { values, keep: *keep, channels: *channels })
+            }
+        }
+    }
+}
+
 /// What a token and its position are read from and written to, by the GPU itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Control {
@@ -115,6 +137,14 @@ pub(crate) const CONTROL_BYTES: usize = 24;
 pub(crate) const RING: usize = 64;
 
 impl Control {
+    /// Token, position and ring at the next addresses.
+    ///
+    /// # Errors
+    /// Those of `memory`.
+    pub fn in_room(memory: &mut dyn Memory) -> Result<Self> {
+        Ok(Self::at(memory.room(CONTROL_BYTES)?, memory.room(4 * (RING + 1))?))
+    }
+
     /// In [`CONTROL_BYTES`] at `at`, and a ring of [`RING`] words and one at `ring`.
     pub(crate) fn at(at: u64, ring: u64) -> Self {
         Self {
@@ -182,6 +212,8 @@ pub struct Request<'a> {
 pub struct Plan {
     /// The launches, in order.
     pub steps: Vec<Step>,
+    /// Where token and position are.
+    pub control: Control,
     /// Where the logits are when they are done.
     pub logits: u64,
 }
@@ -201,33 +233,10 @@ pub struct Imagined {
 
 impl Imagined {
     /// An address that nobody else has.
-    pub fn address(&mut self, bytes: usize) -> u64 {
+    fn address(&mut self, bytes: usize) -> u64 {
         let at = self.next + 4096;
         self.next = (at + bytes as u64).next_multiple_of(256);
         at
-    }
-
-    /// Addresses of a slot with room for `capacity` positions; keys and values as `kind`, unless its form says otherwise.
-    pub fn slot(&mut self, form: &Slot, kind: CacheType, capacity: usize) -> SlotAddress {
-        match form {
-            Slot::Kv { keys, heads, key_width, value_width, .. } => {
-                let kind = kind.of(keys);
-                let mut part = |width: usize| self.address(heads * capacity * width * kind.bytes());
-                let (keys, values) = (part(*key_width), part(*value_width));
-                let (heads, key_width, value_width) = (*heads, *key_width, *value_width);
-                SlotAddress::Kv { keys, values, heads, key_width, value_width, capacity, kind }
-            }
-            Slot::Rows { keep, channels, .. } => {
-                let values = self.address(keep * channels * size_of::<f32>());
-                SlotAddress::Rows { values, keep: *keep, channels: *channels }
-            }
-        }
-    }
-
-    /// Addresses of token, position and ring.
-    pub fn control(&mut self) -> Control {
-        let (at, ring) = (self.address(CONTROL_BYTES), self.address(4 * (RING + 1)));
-        Control::at(at, ring)
     }
 }
 

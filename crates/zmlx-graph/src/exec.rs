@@ -151,6 +151,11 @@ impl Executor {
         matches!(self.plan.steps.as_slice(), [Step::Region(_)])
     }
 
+    /// The weights that MLX runs with, by number; none for those that only the engine reads.
+    pub fn weights(&self) -> &[Option<BoundWeight>] {
+        &self.weights
+    }
+
     /// The GPU that calls of one token run on past MLX, if they do.
     pub fn cuda_device(&self) -> Option<&zmlx_cuda::DeviceInfo> {
         self.gpu.as_ref().map(|gpu| gpu.decoder.device().info())

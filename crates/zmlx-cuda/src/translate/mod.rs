@@ -44,7 +44,7 @@ pub fn translate(request: &Request<'_>, memory: &mut dyn Memory) -> Result<Plan>
     }
     t.choose()?;
     let logits = t.buffer(request.logits)?;
-    Ok(Plan { steps: t.steps, logits })
+    Ok(Plan { steps: t.steps, control: request.control, logits })
 }
 
 /// What is translated so far.

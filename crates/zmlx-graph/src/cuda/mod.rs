@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use zmlx_cuda::decoder::{Decoder, Parts};
 use zmlx_cuda::memory::External;
-use zmlx_cuda::plan::{CacheType, Imagined, Plan, Request, SlotAddress};
+use zmlx_cuda::plan::{CacheType, Control, Imagined, Memory, Plan, Request, SlotAddress};
 use zmlx_cuda::translate::translate;
 use zmlx_cuda::{CudaError, Device, kernels};
 use zmlx_engine::program::{Buffer, Program, Slot};
 use zmlx_mlx::{Array, Dtype, ops};
 
-use crate::exec::last_reads;
+use crate::exec::{Executor, last_reads};
 use crate::graph::{Graph, Value};
 use crate::native::{Form, Lowering, Place, WeightSource};
 use crate::shape::Sizes;
@@ -141,20 +141,39 @@ impl Gpu {
 pub fn outline(graph: &Graph, activation: Dtype, capacity: usize) -> Result<Plan, String> {
     let refused = |refusal: Refusal| refusal.to_string();
     let lowered = lower(graph, WeightSource::Declared(activation), &last_reads(graph)).map_err(refused)?;
-    let mut memory = Imagined::default();
+    planned(&lowered, activation, capacity, &mut Imagined::default())
+}
+
+/// The same of an executor on MLX with its weights, where `memory` says that they and all else are.
+///
+/// # Errors
+/// As [`outline`].
+pub fn plan(executor: &Executor, capacity: usize, memory: &mut dyn Memory) -> Result<Plan, String> {
+    let graph = executor.graph();
+    let lowered = lower(graph, WeightSource::Bound(executor.weights()), &last_reads(graph));
+    let lowered = lowered.map_err(|refusal| refusal.to_string())?;
+    planned(&lowered, executor.activation(), capacity, memory)
+}
+
+fn planned(
+    lowered: &Lowered,
+    activation: Dtype,
+    capacity: usize,
+    memory: &mut dyn Memory,
+) -> Result<Plan, String> {
     let kind = cache_type(activation);
-    let slots: Vec<SlotAddress> =
-        lowered.templates.iter().map(|slot| memory.slot(slot, kind, capacity)).collect();
+    let slots = lowered.templates.iter().map(|slot| SlotAddress::in_room(memory, slot, kind, capacity));
+    let slots = slots.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
     let request = Request {
         program: &lowered.program,
         slots: &slots,
-        control: memory.control(),
+        control: Control::in_room(memory).map_err(|e| e.to_string())?,
         logits: lowered.logits,
         vocabulary: lowered.vocabulary,
         capacity,
         multiprocessors: kernels::MULTIPROCESSORS,
     };
-    translate(&request, &mut memory).map_err(|e| e.to_string())
+    translate(&request, memory).map_err(|e| e.to_string())
 }
 
 /// What a run of decode steps came to.
