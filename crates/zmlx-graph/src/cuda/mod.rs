@@ -1,7 +1,7 @@
 //! Decode on an NVIDIA GPU, past MLX: the fused nodes of a graph as one captured graph of kernels.
 //!
-//! Calls of several tokens (prefill) run on MLX. At the first call of one token the state moves to the GPU's own caches
-//! ([`transfer`]), where it stays while such calls go on; a later call of several tokens brings it back first. Both ways
+//! Calls of several tokens (prefill) run on MLX. At the first call of one token the state moves to the GPU's own caches,
+//! where it stays while such calls go on; a later call of several tokens brings it back first. Both ways
 //! are copies within the GPU's memory, a few milliseconds for a long context.
 
 mod transfer;
