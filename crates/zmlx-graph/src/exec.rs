@@ -388,7 +388,13 @@ impl Executor {
 
     /// What an op sees that runs on MLX.
     pub(crate) fn context<'a>(&'a self, tokens: &'a Array, state: &'a mut State) -> Context<'a> {
-        Context { tokens, position: state.position, weights: &self.weights, slots: &mut state.slots }
+        Context {
+            tokens,
+            position: state.position,
+            weights: &self.weights,
+            slots: &mut state.slots,
+            unpacks: self.gpu.is_some(),
+        }
     }
 
     /// Runs one node on MLX.

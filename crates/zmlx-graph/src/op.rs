@@ -97,6 +97,7 @@ pub struct Context<'a> {
     pub(crate) position: i32,
     pub(crate) weights: &'a [Option<BoundWeight>],
     pub(crate) slots: &'a mut [SlotValue],
+    pub(crate) unpacks: bool,
 }
 
 impl Context<'_> {
@@ -108,6 +109,12 @@ impl Context<'_> {
     /// Number of positions that came before this call.
     pub fn position(&self) -> i32 {
         self.position
+    }
+
+    /// Whether products of many rows unpack their matrix to floats first. On a GPU with tensor cores that is faster than
+    /// products with packed codes; the graph as it is in mlx-lm does not.
+    pub fn unpacks(&self) -> bool {
+        self.unpacks
     }
 
     /// A weight.

@@ -122,6 +122,11 @@ impl Weight {
     }
 }
 
+/// From this many rows on a matrix is unpacked for them. (H100: see docs/performance.md.)
+const UNPACK_FROM: usize = 256;
+/// From this many rows an expert on the matrices of all experts are unpacked.
+const EXPERT_ROWS_FROM: usize = 4;
+
 /// A weight with its arrays.
 #[derive(Debug, Clone)]
 pub enum BoundWeight {
@@ -241,6 +246,34 @@ impl BoundWeight {
                 sorted,
             ),
         }
+    }
+
+    /// Whether products of many rows may take it as floats: it is packed, and floats of `x`'s dtype hold what it stands for.
+    fn unpacks_for(&self, x: &Array) -> bool {
+        matches!(self, Self::Quantized { .. }) && x.dtype().size() == 2
+    }
+
+    /// [`Self::linear`] of many rows: from [`UNPACK_FROM`] on the matrix is unpacked first, once for all of them.
+    pub fn linear_of_many(&self, x: &Array) -> Result<Array> {
+        let rows = x.size() / x.shape().last().map_or(1, |&width| width.max(1) as usize);
+        if rows < UNPACK_FROM || !self.unpacks_for(x) {
+            return self.linear(x);
+        }
+        x.matmul(&self.dense()?.astype(x.dtype())?.swapaxes(-1, -2)?)
+    }
+
+    /// [`Self::gather_linear`] of many rows in the order of their experts: from [`EXPERT_ROWS_FROM`] rows an expert on the
+    /// matrices are unpacked first, and the rows of each expert are one product.
+    pub fn gather_linear_of_many(&self, x: &Array, indices: &Array) -> Result<Array> {
+        let experts = match self {
+            Self::Dense(w) => w.dim(0)?,
+            Self::Quantized { packed, .. } => packed.dim(0)?,
+        };
+        if indices.size() < EXPERT_ROWS_FROM * experts.max(1) as usize || !self.unpacks_for(x) {
+            return self.gather_linear(x, indices, true);
+        }
+        let dense = self.dense()?.astype(x.dtype())?.swapaxes(-1, -2)?;
+        ops::gather_mm(x, &dense, None, Some(indices), true)
     }
 
     /// Rows `ids`, dequantised.

@@ -3,8 +3,8 @@
 //! `embedded`: the embedded model's greedy tokens in float32 and bfloat16 beside those of `fixtures/`, which mlx-lm gave on
 //! a CPU; the first that differs is shown with the margin that the CPU saw there.
 //! Any other name: a published shape with random 4-bit weights made on the GPU. The logits of the same tokens on stock MLX
-//! and past it, then 128 tokens after a prompt of 64, three times each, interleaved; with `--launches` the time of each
-//! launch; with `--context N` after a prompt of N. `ZMLX_CUDA_OVERLAP=0` compares with launches that wait for one another.
+//! and past it, then 128 tokens after a prompt of 64, three times each, interleaved; with `--prefill` prompts of
+//! 128, 512 and 2,048 tokens in one call; with `--launches` the time of each launch; with `--context N` after a prompt of N. `ZMLX_CUDA_OVERLAP=0` compares with launches that wait for one another.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -37,10 +37,11 @@ fn main() -> Result<()> {
     let given = arguments.iter().position(|a| a == "--context").and_then(|at| arguments.get(at + 1));
     let context: usize = given.map_or(Ok(64), |n| n.parse())?;
     let names = arguments.iter().filter(|a| !a.starts_with("--") && Some(*a) != given);
+    let prefill = arguments.iter().any(|a| a == "--prefill");
     for name in names {
         match name.as_str() {
             "embedded" => embedded()?,
-            name => shape(name, context, launches)?,
+            name => shape(name, context, launches, prefill)?,
         }
     }
     Ok(())
@@ -152,7 +153,7 @@ fn tensor(spec: &TensorSpec, key: &mut Array) -> zmlx_mlx::Result<Array> {
     Ok(array)
 }
 
-fn shape(name: &str, context: usize, launches: bool) -> Result<()> {
+fn shape(name: &str, context: usize, launches: bool, prefill: bool) -> Result<()> {
     with_stream(Stream::default_of(Device::Gpu)?, || {
         let start = Instant::now();
         let pair = make(name)?;
@@ -165,6 +166,11 @@ fn shape(name: &str, context: usize, launches: bool) -> Result<()> {
         let ids =
             |n: usize| (0..n as u64).map(|i| (i.wrapping_mul(2_654_435_761) % pair.vocabulary as u64) as u32);
         let prompt: Vec<u32> = ids(context).collect();
+        if prefill {
+            for n in [128, 512, 2048] {
+                prefill_rates(&pair, &ids(n).collect::<Vec<u32>>())?;
+            }
+        }
         compare(&pair, &prompt)?;
         let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for _ in 0..3 {
@@ -191,6 +197,31 @@ fn prefilled(executor: &Executor, prompt: &[u32]) -> Result<State> {
         eval(&state.arrays())?;
     }
     Ok(state)
+}
+
+/// A prompt of one call on both, the first time left out (MLX compiles kernels then), and how far the last logits are apart.
+fn prefill_rates(pair: &Pair, prompt: &[u32]) -> Result<()> {
+    let tokens = Array::from_slice(prompt, &[1, prompt.len() as i32])?;
+    let mut rates: [Vec<f64>; 2] = Default::default();
+    let mut rows: [Vec<f32>; 2] = Default::default();
+    for _ in 0..4 {
+        for (form, executor) in [&pair.stock, &pair.past].into_iter().enumerate() {
+            let start = Instant::now();
+            let mut state = executor.new_state();
+            let logits = executor.run_for(&tokens, &mut state, Wanted::Last)?.ok_or("no logits")?;
+            rows[form] = logits.astype(Dtype::Float32)?.to_vec()?;
+            rates[form].push(prompt.len() as f64 / start.elapsed().as_secs_f64());
+        }
+    }
+    let shown = |all: &[f64]| all[1..].iter().map(|r| format!("{r:.0}")).collect::<Vec<_>>().join(", ");
+    println!(
+        "  prefill of {}: {} tok/s, stock {}; KL of the last logits {:.1e}",
+        prompt.len(),
+        shown(&rates[1]),
+        shown(&rates[0]),
+        kl(&rows[0], &rows[1])
+    );
+    Ok(())
 }
 
 /// The same tokens on both: how far logits are apart, and how often the likeliest differs.

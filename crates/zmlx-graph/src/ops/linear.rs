@@ -129,7 +129,9 @@ impl Op for Linear {
     }
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
-        let y = context.weight(self.weight).linear(inputs[0])?;
+        let weight = context.weight(self.weight);
+        let y =
+            if context.unpacks() { weight.linear_of_many(inputs[0])? } else { weight.linear(inputs[0])? };
         Ok(vec![match self.bias {
             Some(bias) => y.add(&context.weight(bias).dense()?)?,
             None => y,

@@ -232,7 +232,12 @@ impl Op for ExpertLinear {
             return Err(Error::Argument("expert_linear takes rows and experts".to_owned()));
         };
         let sorted = experts.ndim() == 1;
-        let y = context.weight(self.weight).gather_linear(x, experts, sorted)?;
+        let weight = context.weight(self.weight);
+        let y = if sorted && context.unpacks() {
+            weight.gather_linear_of_many(x, experts)?
+        } else {
+            weight.gather_linear(x, experts, sorted)?
+        };
         let Some(bias) = self.bias else { return Ok(vec![y]) };
         let bias = context.weight(bias).dense()?.take(experts, 0)?;
         Ok(vec![y.add(&bias.expand_dims(&[-2])?)?])
