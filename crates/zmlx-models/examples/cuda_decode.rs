@@ -224,31 +224,59 @@ fn prefill_rates(pair: &Pair, prompt: &[u32]) -> Result<()> {
     Ok(())
 }
 
-/// The same tokens on both: how far logits are apart, and how often the likeliest differs.
+/// The family's graph in float32 on MLX, with the same weights.
+fn reference(pair: &Pair) -> Result<Executor> {
+    let graph = Arc::clone(pair.stock.graph());
+    let mut tensors: BTreeMap<String, Array> = BTreeMap::new();
+    for (weight, bound) in graph.weights.iter().zip(pair.stock.weights()) {
+        let arrays = bound.iter().flat_map(|bound| bound.arrays());
+        for (spec, array) in weight.tensors().into_iter().zip(arrays) {
+            let array = if spec.float { array.astype(Dtype::Float32)? } else { array.clone() };
+            // It was added when the weight was bound, and will be again.
+            let offset = f64::from(weight.offset);
+            let array = if offset == 0.0 { array } else { array.add_scalar(-offset)? };
+            tensors.insert(spec.name, array);
+        }
+    }
+    Ok(Held::none().stock(graph, |spec| tensors.get(&spec.name).cloned())?)
+}
+
+/// The same tokens on stock, past MLX and in float32: how far logits are from float32's, and how often the likeliest differs.
+/// The last is exact only with `MLX_ENABLE_TF32=0`.
 fn compare(pair: &Pair, prompt: &[u32]) -> Result<()> {
-    let mut states = [prefilled(&pair.stock, prompt)?, prefilled(&pair.past, prompt)?];
+    let exact = reference(pair)?;
+    let executors = [&exact, &pair.stock, &pair.past];
+    let mut states = Vec::new();
+    for executor in executors {
+        states.push(prefilled(executor, prompt)?);
+    }
     let mut token = prompt[prompt.len() - 1];
-    let (mut worst, mut flips, mut divergence) = (0f64, 0, 0f64);
+    let (mut errors, mut flips, mut divergence) = ([0f64; 2], [0; 2], [0f64; 3]);
     for _ in 0..COMPARED {
         let ids = Array::from_slice(&[token], &[1, 1])?;
         let mut rows = Vec::new();
-        for (executor, state) in [&pair.stock, &pair.past].into_iter().zip(&mut states) {
+        for (executor, state) in executors.into_iter().zip(&mut states) {
             let logits = executor.run(&ids, state)?.astype(Dtype::Float32)?;
             rows.push(logits.to_vec::<f32>()?);
         }
         let norm = |row: &mut dyn Iterator<Item = f64>| row.map(|v| v * v).sum::<f64>().sqrt();
-        let pairs = || rows[0].iter().zip(&rows[1]).map(|(a, b)| (f64::from(*a), f64::from(*b)));
-        let error = norm(&mut pairs().map(|(a, b)| a - b)) / norm(&mut pairs().map(|(a, _)| a));
-        worst = if error.is_nan() { f64::NAN } else { worst.max(error) };
-        divergence += kl(&rows[0], &rows[1]);
-        let [a, b] = [likeliest(&rows[0]), likeliest(&rows[1])];
-        flips += usize::from(a != b);
-        token = a;
+        for form in [1, 2] {
+            let pairs = || rows[0].iter().zip(&rows[form]).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+            let error = norm(&mut pairs().map(|(a, b)| a - b)) / norm(&mut pairs().map(|(a, _)| a));
+            errors[form - 1] += error / COMPARED as f64;
+            divergence[form - 1] += kl(&rows[0], &rows[form]) / COMPARED as f64;
+            flips[form - 1] += i32::from(likeliest(&rows[0]) != likeliest(&rows[form]));
+        }
+        divergence[2] += kl(&rows[1], &rows[2]) / COMPARED as f64;
+        token = likeliest(&rows[0]);
     }
-    let mean = divergence / COMPARED as f64;
-    println!(
-        "  {COMPARED} steps beside stock: logits apart by {worst:.2e} of their norm at most, mean KL {mean:.2e}, {flips} other tokens"
-    );
+    for (form, name) in ["stock", "past MLX"].into_iter().enumerate() {
+        println!(
+            "  {COMPARED} steps beside float32, {name}: logits apart by {:.2e} of their norm, mean KL {:.2e}, {} other tokens",
+            errors[form], divergence[form], flips[form]
+        );
+    }
+    println!("  mean KL of stock and past MLX {:.2e}", divergence[2]);
     Ok(())
 }
 
