@@ -8,7 +8,6 @@
 // FRESH: queries, keys and values of this call are rows of products: each block finishes its queries; new keys and values
 // are finished by the block whose part they lie in, which writes them to the cache.
 
-constexpr int ELEMENTS = 16 / sizeof(CACHE);
 constexpr int KEY = WIDTH_1, VALUE = WIDTH_2;
 constexpr int KEY_UNITS = (KEY / ELEMENTS + LANES - 1) / LANES, VALUE_UNITS = (VALUE / ELEMENTS + LANES - 1) / LANES;
 constexpr int STREAMS = WARPS * (32 / LANES);
@@ -19,30 +18,6 @@ constexpr int PIECES = (ALL_ROWS + QUERY_ROWS - 1) / QUERY_ROWS;
 constexpr int PART_FLOATS = VALUE + 2;
 constexpr float LOWEST = -3.402823466e38f;  // no position yet
 constexpr int BLOCKS = SEQUENCES * PIECES * KV_HEADS * SPLITS;
-
-#ifdef __CUDA_ARCH__
-DEVICE uint4 load_cache(const void* p) {
-  uint4 v;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
-  return v;
-}
-#else
-DEVICE uint4 load_cache(const void* p) { return *reinterpret_cast<const uint4*>(p); }
-#endif
-
-DEVICE void unpack(const uint4& v, float (&to)[ELEMENTS]) {
-  const u32 w[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    if (CACHE_KIND == KIND_F32) {
-      to[i] = __uint_as_float(w[i]);
-    } else {
-      to[2 * i] = widen<CACHE_KIND>(static_cast<u16>(w[i]));
-      to[2 * i + 1] = widen<CACHE_KIND>(static_cast<u16>(w[i] >> 16));
-    }
-  }
-}
 
 // Running softmax of a stream over the rows of queries.
 struct Running {

@@ -1,6 +1,6 @@
 //! Attention of a few tokens over a cache.
 
-use super::heads::{CacheOperands, HEADS, HeadsOperands, RawHeads, cache_constants};
+use super::heads::{CACHE, CacheOperands, HEADS, HeadsOperands, RawHeads, cache_constants};
 use super::product::Float;
 use super::{
     KernelError, Launch, MULTIPROCESSORS, Operands, Prelude, SHARED_MOST, Source, Type, aligned, finite,
@@ -192,7 +192,7 @@ impl Attend {
         Ok(Source {
             name: NAME,
             params: operands.params,
-            device: prelude.with(&[HEADS, TEXT]),
+            device: prelude.with(&[HEADS, CACHE, TEXT]),
             body,
             bounds: [32 * self.warps as u32, 1],
         })

@@ -4,6 +4,7 @@ use super::product::Float;
 use super::{KernelError, Launch, Norm, Operands, Prelude, Source, Type, finite, given, size};
 
 pub(super) const HEADS: &str = include_str!("heads.cuh");
+pub(super) const CACHE: &str = include_str!("cache.cuh");
 const TEXT: &str = include_str!("heads.cu");
 const NAME: &str = "zmlx_heads";
 
