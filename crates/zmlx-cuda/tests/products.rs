@@ -5,7 +5,7 @@ mod support;
 use support::{Device, close, compile, dot, floats, matrix, nvrtc, rms_norm, wide};
 use zmlx_cuda::kernels::{
     Activation, ExpertsDown, ExpertsDownOperands, ExpertsUp, ExpertsUpOperands, Float, Format, KernelError,
-    Norm, Qmv, QmvOperands, Type,
+    Norm, Qmv, QmvOperands, Type, Weights,
 };
 
 const AFFINE: Format = Format::Affine { bits: 4, group: 64, scales: Float::Bf16 };
@@ -14,18 +14,58 @@ fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
 
+/// `2 / sqrt(pi) * exp(-x^2) * sum(2^n x^(2n + 1) / (2n + 1)!!)`: all summands have one sign.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum, mut n) = (x, 0.0, 1.0);
+    while sum + term != sum {
+        sum += term;
+        n += 2.0;
+        term *= 2.0 * x * x / n;
+    }
+    std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() * sum
+}
+
 fn act(activation: Activation, g: f64, u: f64) -> f64 {
     match activation {
         Activation::Silu => silu(g) * u,
         Activation::GeluTanh => {
             0.5 * g * (1.0 + (0.7978845608028654 * (g + 0.044715 * g.powi(3))).tanh()) * u
         }
-        Activation::GeluErf => panic!("there is no reference for erf"),
+        Activation::GeluErf => 0.5 * g * (1.0 + erf(g / 2f64.sqrt())) * u,
         Activation::ClampedSwiGlu { alpha, limit } => {
             let (alpha, limit) = (f64::from(alpha), f64::from(limit));
             let (g, u) = (g.min(limit), u.clamp(-limit, limit));
             g / (1.0 + (-alpha * g).exp()) * (1.0 + u)
         }
+    }
+}
+
+#[test]
+fn gelu_with_erf_from_end_to_end_of_its_bend() {
+    assert!((erf(0.5) - 0.520_499_877_813_046_5).abs() < 1e-15);
+    assert!((erf(-3.0) + 0.999_977_909_503_001_4).abs() < 1e-15);
+    let mut device = Device::default();
+    let rows = 1201;
+    // Row r of the gate times x is its first element; that of the other matrix is 1.5.
+    let gates: Vec<f32> = (0..rows).map(|r| (r as f32 - 600.0) / 60.0).collect();
+    let mut matrix = |first: &dyn Fn(usize) -> f32| {
+        let words: Vec<u8> =
+            (0..rows).flat_map(|r| [first(r), 0.0, 0.0, 0.0].map(f32::to_ne_bytes).concat()).collect();
+        Weights { codes: device.memory.bytes(Type::U32, words), ..Weights::default() }
+    };
+    let (weights, second) = (matrix(&|r| gates[r]), Some(matrix(&|_| 1.5)));
+    let kernel = Qmv::new(rows, 4, Format::Dense(Float::F32), 1).gated(Activation::GeluErf);
+    let out = device.memory.fresh(Type::F32, rows);
+    let x = device.memory.f32(&[1.0, 2.0, 3.0, 4.0]);
+    let operands = QmvOperands { x, weights, second, out, ..QmvOperands::default() };
+    device.run(&kernel.source().unwrap(), &kernel.launch(&operands).unwrap());
+    for (got, g) in device.memory.read(out).into_iter().zip(gates) {
+        let want = act(Activation::GeluErf, f64::from(g), 1.5);
+        // Below zero two numbers near one cancel: the error is that of `g`, not of the result.
+        assert!((f64::from(got) - want).abs() <= 3e-7 * f64::from(g.abs()), "{g}: {got} and not {want}");
     }
 }
 
@@ -78,6 +118,7 @@ fn norms_biases_gates_residuals_and_pairs() {
         (2, Some(Norm { eps: 1e-6, weight: false }), Some(Activation::Silu), [false; 4]),
         (1, None, Some(clamped), [true, true, false, false]),
         (1, weighted, Some(Activation::GeluTanh), [false, true, false, true]),
+        (2, weighted, Some(Activation::GeluErf), [true, false, false, true]),
     ] {
         let what = format!("{tokens} {norm:?} {activation:?} {extras:?}");
         let (rows, columns) = (45, 2048);
