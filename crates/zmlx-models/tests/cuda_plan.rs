@@ -78,6 +78,26 @@ fn qwen3_30b_takes_six_launches_a_layer() {
     assert!((1_700_000_000..1_740_000_000).contains(&bytes), "{bytes}");
 }
 
+#[test]
+fn glm_4_7_flash_takes_eleven_launches_a_layer() {
+    let (counts, bytes) = counted(&published("glm4_7_flash", 4));
+    // 47 layers, the first of them dense. Queries come in two products, of which the first is with the latents'.
+    let expected = BTreeMap::from([
+        ("embedding", 1),
+        ("queries + latents", 47),
+        ("products of heads", 2 * 47),
+        ("rope + append + latent attention", 47),
+        ("linear", 2 * 47 + 1 + 46),
+        ("gate + up + activation", 1 + 46),
+        ("router", 46),
+        ("experts gate + up + activation", 46),
+        ("experts down + combine + residual", 46),
+        ("head + argmax", 1),
+    ]);
+    assert_eq!(counts, expected);
+    assert!((1_980_000_000..2_060_000_000).contains(&bytes), "{bytes}");
+}
+
 /// With NVRTC, if it is there (its wheel is fetched by the tests of `zmlx-emulator`); without a GPU.
 #[test]
 fn the_kernels_of_published_shapes_compile_for_hopper() {
@@ -90,8 +110,8 @@ fn the_kernels_of_published_shapes_compile_for_hopper() {
         }
         Err(error) => panic!("{error}"),
     };
-    let plans =
-        ["lfm2_8b", "qwen3_30b"].map(|name| outline(&published(name, 4), Dtype::Bfloat16, 1024).unwrap());
+    let plans = ["lfm2_8b", "qwen3_30b", "glm4_7_flash"]
+        .map(|name| outline(&published(name, 4), Dtype::Bfloat16, 1024).unwrap());
     let sources: HashSet<&Source> = plans.iter().flat_map(|p| &p.steps).map(|s| &s.source).collect();
     let sources: Vec<&Source> = sources.into_iter().collect();
     assert!((15..40).contains(&sources.len()), "{} texts", sources.len());

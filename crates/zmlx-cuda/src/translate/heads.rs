@@ -23,7 +23,7 @@ struct Raw {
     queries: Buffer,
 }
 
-fn float(kind: CacheType) -> Float {
+pub(super) fn float(kind: CacheType) -> Float {
     match kind {
         CacheType::F32 => Float::F32,
         CacheType::F16 => Float::F16,
@@ -154,7 +154,7 @@ impl Translator<'_> {
         Ok(())
     }
 
-    fn cache(&self, slot: usize) -> Result<(CacheOperands, CacheType)> {
+    pub(super) fn cache(&self, slot: usize) -> Result<(CacheOperands, CacheType)> {
         match self.slot(slot)? {
             SlotAddress::Kv { keys, values, capacity, kind, .. } => {
                 let too_many = |_| CudaError::Argument(format!("{capacity} positions: beyond 31 bits"));
@@ -197,7 +197,7 @@ impl Translator<'_> {
     }
 
     /// Biases of rows that follow one another; nothing if there are none.
-    fn joined_bias(&mut self, parts: [(&Option<Vec<f32>>, usize); 3]) -> Result<Option<u64>> {
+    pub(super) fn joined_bias(&mut self, parts: [(&Option<Vec<f32>>, usize); 3]) -> Result<Option<u64>> {
         if parts.iter().all(|(bias, _)| bias.is_none()) {
             return Ok(None);
         }

@@ -5,6 +5,7 @@
 //! product and choice, attention and the putting together of its parts.
 
 mod heads;
+mod latent;
 mod plain;
 mod products;
 
@@ -38,6 +39,7 @@ pub fn translate(request: &Request<'_>, memory: &mut dyn Memory) -> Result<Plan>
         steps: Vec::new(),
         at: 0,
         chosen: false,
+        latent: latent::Latent::default(),
     };
     while t.at < request.program.stages().len() {
         t.stage()?;
@@ -64,6 +66,8 @@ struct Translator<'a> {
     at: usize,
     /// Whether a launch chooses the next token.
     chosen: bool,
+    /// Stages of attention over latents that a later launch takes over.
+    latent: latent::Latent<'a>,
 }
 
 /// A stage as what it is.
@@ -89,6 +93,10 @@ impl<'a> Translator<'a> {
             Qkv => qkv,
             QkvRows => qkv_rows,
             Attend => attend,
+            SplitRope => split_rope,
+            LatentAppend => latent_append,
+            LatentAttend => latent_attend,
+            HeadProducts => head_products,
             Embed => embed,
             ShortConv => short_conv,
             Route => route,

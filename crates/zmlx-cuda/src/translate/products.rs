@@ -19,6 +19,9 @@ pub(super) fn activation(activation: StageActivation) -> Activation {
 
 impl Translator<'_> {
     pub(super) fn linear(&mut self, stage: &stages::Linear) -> Result<()> {
+        if self.latent_group()? {
+            return Ok(());
+        }
         let route: Option<&stages::Route> = self.next_stage();
         let plain = stage.gate.is_none() && stage.residual.is_none();
         if let Some(route) = route.filter(|r| plain && r.logits == stage.out) {
@@ -40,7 +43,7 @@ impl Translator<'_> {
             gate: self.optional_buffer(stage.gate)?,
             residual: self.optional_buffer(stage.residual)?,
             next: next.map(|(_, operands)| operands),
-            out: self.buffer(stage.out)?,
+            out: self.written(stage.out)?,
         };
         let kernel = Qmv {
             next: next.map(|(next, _)| next),
