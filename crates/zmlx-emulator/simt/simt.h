@@ -97,6 +97,13 @@ template <class T> ZS_RAW T shuffle(T v, uint32_t from, uint32_t mask, int line)
   return unpack<T>(bits[from]);
 }
 
+// The values of all lanes: what twins of instructions that mix a warp's registers are made of.
+ZS_RAW inline void gather(unsigned long long v, unsigned long long (&all)[32], int line = __builtin_LINE()) {
+  uint64_t bits[32];
+  if (zs_simd(SHUFFLE, ALL, v, bits, line) != ALL) zs_undefined("a lane takes no part in an instruction of a whole warp", line);
+  for (int i = 0; i < 32; i++) all[i] = bits[i];
+}
+
 ZS_RAW inline uint32_t ballot(bool v, uint32_t mask, int line, uint32_t* active_lanes = nullptr) {
   uint64_t bits[32];
   uint32_t active = zs_simd(VOTE, mask, v, bits, line), votes = 0;
