@@ -5,8 +5,10 @@
 //! * [`translate`] makes of a program a [`plan`]: the launches of a token. Needs no GPU.
 //! * [`device`], [`memory`], [`module`], [`nvrtc`], [`stream`]: the driver and the compiler, looked up at run time; without
 //!   them each call is a [`CudaError`] that says what is missing.
+//! * [`chain`] measures launches.
 //! * [`decoder`] and [`sequence`]: a model on a GPU, and what is decoded with it.
 
+pub mod chain;
 pub mod decoder;
 pub mod device;
 pub mod error;
