@@ -326,11 +326,11 @@ impl Plan {
     /// Threads of a block and blocks a multiprocessor: fewer where many rows of x need registers.
     pub(super) fn bounds(&self, tokens: usize) -> [u32; 2] {
         // Small blocks leave registers for a block of the next launch, which begins early.
-        let least = match self.tensor() {
-            // So many that a thread has 80 registers at most.
-            true => (65536 / 80 / (32 * self.warps)).clamp(1, 3),
-            false if self.warps <= 8 => 2,
-            false => 1,
+        let least = match self.warps {
+            9.. => 1,
+            // 80 registers a thread.
+            _ if self.tensor() => 3,
+            _ => 2,
         };
         [32 * self.warps as u32, if tokens > 2 { 1 } else { self.resident.max(least) as u32 }]
     }
