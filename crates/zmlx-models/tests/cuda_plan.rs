@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use zmlx_cuda::kernels::Source;
 use zmlx_cuda::module::compile_all;
 use zmlx_cuda::nvrtc::Nvrtc;
@@ -23,9 +23,13 @@ fn patched(graph: &Graph) -> Graph {
 }
 
 fn published(name: &str, bits: i32) -> Graph {
+    quantized(name, json!({"group_size": 64, "bits": bits}))
+}
+
+fn quantized(name: &str, how: Json) -> Graph {
     let model = MODELS.iter().find(|m| m.name == name).unwrap();
     let mut config = (model.config)();
-    config["quantization"] = json!({"group_size": 64, "bits": bits});
+    config["quantization"] = how;
     let config = ModelConfig::from_json(config.as_object().cloned().unwrap());
     patched(&Blueprint::from_config(&config).unwrap().graph)
 }
@@ -98,6 +102,52 @@ fn glm_4_7_flash_takes_eleven_launches_a_layer() {
     assert!((1_980_000_000..2_060_000_000).contains(&bytes), "{bytes}");
 }
 
+#[test]
+fn the_delta_nets_of_qwen3_5_and_qwen3_next_are_launches() {
+    // 40 layers, every fourth of attention: its gate is a launch, and each has a shared expert with a gate.
+    let (counts, bytes) = counted(&published("qwen3_5_35b", 4));
+    let expected = BTreeMap::from([
+        ("embedding", 1),
+        ("linear", 4 * 30 + 40 + 2 * 40),
+        ("convolution + silu", 30),
+        ("gated delta rule", 30),
+        ("gated norm", 30),
+        ("qkv", 10),
+        ("norm + rope + append + attention", 10),
+        ("gate", 10),
+        ("router", 40),
+        ("gate + up + activation", 40),
+        ("experts gate + up + activation", 40),
+        ("experts down + combine + residual", 40),
+        ("head + argmax", 1),
+    ]);
+    assert_eq!(counts, expected);
+    // 66 MB of them states.
+    assert!((1_690_000_000..1_750_000_000).contains(&bytes), "{bytes}");
+    // The same with two input products a delta net.
+    let (counts, bytes) = counted(&published("qwen3_next_80b", 4));
+    let expected = [("gated delta rule", 36), ("gated norm", 36), ("gate", 12), ("linear", 2 * 36 + 3 * 48)];
+    expected.iter().for_each(|(name, count)| assert_eq!(counts[name], *count, "{name}"));
+    assert!((2_050_000_000..2_110_000_000).contains(&bytes), "{bytes}");
+}
+
+#[test]
+fn gpt_oss_20b_takes_six_launches_a_layer() {
+    let layer = ["qkv", "norm + rope + append + attention", "linear", "router"];
+    let experts = ["experts gate + up + activation", "experts down + combine + residual"];
+    let once = ["embedding", "head + argmax"];
+    let layers = layer.into_iter().chain(experts).map(|name| (name, 24));
+    let expected: BTreeMap<_, _> = layers.chain(once.map(|name| (name, 1))).collect();
+    let (counts, bytes) = counted(&published("gpt_oss_20b", 4));
+    assert_eq!(counts, expected);
+    assert!((2_000_000_000..2_060_000_000).contains(&bytes), "{bytes}");
+    // All of it in mxfp4.
+    let (counts, bytes) =
+        counted(&quantized("gpt_oss_20b", json!({"group_size": 32, "bits": 4, "mode": "mxfp4"})));
+    assert_eq!(counts, expected);
+    assert!((1_890_000_000..1_950_000_000).contains(&bytes), "{bytes}");
+}
+
 /// With NVRTC, if it is there (its wheel is fetched by the tests of `zmlx-emulator`); without a GPU.
 #[test]
 fn the_kernels_of_published_shapes_compile_for_hopper() {
@@ -110,11 +160,11 @@ fn the_kernels_of_published_shapes_compile_for_hopper() {
         }
         Err(error) => panic!("{error}"),
     };
-    let plans = ["lfm2_8b", "qwen3_30b", "glm4_7_flash"]
+    let plans = ["lfm2_8b", "qwen3_30b", "glm4_7_flash", "gpt_oss_20b", "qwen3_5_35b"]
         .map(|name| outline(&published(name, 4), Dtype::Bfloat16, 1024).unwrap());
     let sources: HashSet<&Source> = plans.iter().flat_map(|p| &p.steps).map(|s| &s.source).collect();
     let sources: Vec<&Source> = sources.into_iter().collect();
-    assert!((15..40).contains(&sources.len()), "{} texts", sources.len());
+    assert!((30..80).contains(&sources.len()), "{} texts", sources.len());
     for (source, code) in compile_all(&nvrtc, "sm_90", None, &sources).unwrap() {
         assert!(code.starts_with(b"\x7fELF"), "{}", source.name);
     }

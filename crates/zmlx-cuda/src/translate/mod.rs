@@ -4,6 +4,7 @@
 //! tokens by expert): they are passed over. Where a kernel does what several stages do, they are taken together: a router's
 //! product and choice, attention and the putting together of its parts.
 
+mod delta;
 mod heads;
 mod latent;
 mod plain;
@@ -35,6 +36,7 @@ pub fn translate(request: &Request<'_>, memory: &mut dyn Memory) -> Result<Plan>
         buffers: HashMap::new(),
         constants: HashMap::new(),
         tables: HashMap::new(),
+        places: HashMap::new(),
         shared: HashMap::new(),
         steps: Vec::new(),
         at: 0,
@@ -59,6 +61,8 @@ struct Translator<'a> {
     constants: HashMap<(usize, usize), u64>,
     /// Where the tables of rotary embeddings are, by where they are on the host.
     tables: HashMap<usize, u64>,
+    /// Where numbers of places in a row are, by what they are.
+    places: HashMap<Vec<usize>, u64>,
     /// Room that launches share, by its words.
     shared: HashMap<[usize; 2], [u64; 2]>,
     steps: Vec<Step>,
@@ -99,6 +103,8 @@ impl<'a> Translator<'a> {
             HeadProducts => head_products,
             Embed => embed,
             ShortConv => short_conv,
+            ConvSilu => conv_silu,
+            DeltaHeads => delta_heads,
             Route => route,
             RmsNorm => rms_norm,
             LayerNorm => layer_norm,
