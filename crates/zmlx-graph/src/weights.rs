@@ -124,8 +124,9 @@ impl Weight {
 
 /// From this many rows on a matrix is unpacked for them. (H100: see docs/performance.md.)
 const UNPACK_FROM: usize = 256;
-/// From this many rows an expert on the matrices of all experts are unpacked.
-const EXPERT_ROWS_FROM: usize = 4;
+/// From this many rows an expert on the matrices of all experts are unpacked. With 16 and with 8 it was slower on an H100 than
+/// products with packed codes, with 32 and with 64 more than twice as fast.
+const EXPERT_ROWS_FROM: usize = 24;
 
 /// A weight with its arrays.
 #[derive(Debug, Clone)]

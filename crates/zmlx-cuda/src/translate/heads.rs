@@ -197,14 +197,16 @@ impl Translator<'_> {
     }
 
     /// Biases of rows that follow one another; nothing if there are none.
-    pub(super) fn joined_bias(&mut self, parts: [(&Option<Vec<f32>>, usize); 3]) -> Result<Option<u64>> {
-        if parts.iter().all(|(bias, _)| bias.is_none()) {
+    pub(super) fn joined_bias<'b>(
+        &mut self,
+        parts: impl IntoIterator<Item = (&'b Option<Vec<f32>>, usize), IntoIter: Clone>,
+    ) -> Result<Option<u64>> {
+        let parts = parts.into_iter();
+        if parts.clone().all(|(bias, _)| bias.is_none()) {
             return Ok(None);
         }
-        let joined: Vec<f32> = parts
-            .into_iter()
-            .flat_map(|(bias, rows)| bias.clone().unwrap_or_else(|| vec![0.0; rows]))
-            .collect();
+        let joined: Vec<f32> =
+            parts.flat_map(|(bias, rows)| bias.clone().unwrap_or_else(|| vec![0.0; rows])).collect();
         self.memory.constant(&joined).map(Some)
     }
 }

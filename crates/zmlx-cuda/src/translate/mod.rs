@@ -126,15 +126,25 @@ impl<'a> Translator<'a> {
         })
     }
 
-    /// The stage after this one that a token does not pass over.
-    fn next_at(&self) -> Option<usize> {
+    /// The stage after number `at` that a token does not pass over.
+    fn next_after(&self, at: usize) -> Option<usize> {
         let stages = self.request.program.stages();
-        (self.at + 1..stages.len()).find(|&at| !is_passed_over(&*stages[at]))
+        (at + 1..stages.len()).find(|&at| !is_passed_over(&*stages[at]))
     }
 
-    /// That stage, if it is a `T`.
+    /// The stage after this one that a token does not pass over.
+    fn next_at(&self) -> Option<usize> {
+        self.next_after(self.at)
+    }
+
+    /// Stage number `at`, if it is a `T`.
+    fn stage_at<T: 'static>(&self, at: usize) -> Option<&'a T> {
+        stage_as(&**self.request.program.stages().get(at)?)
+    }
+
+    /// The stage after this one, if it is a `T`.
     fn next_stage<T: 'static>(&self) -> Option<&'a T> {
-        stage_as(&*self.request.program.stages()[self.next_at()?])
+        self.stage_at(self.next_at()?)
     }
 
     /// Goes on with that stage.

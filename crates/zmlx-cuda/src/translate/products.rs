@@ -1,6 +1,6 @@
 //! Products: alone, as gated pairs, and with experts.
 
-use zmlx_engine::stages::{self, Activation as StageActivation};
+use zmlx_engine::stages::{self, Activation as StageActivation, Norm as StageNorm};
 
 use super::{TOKENS, Translator, made};
 use crate::error::{CudaError, Result};
@@ -17,7 +17,7 @@ pub(super) fn activation(activation: StageActivation) -> Activation {
     }
 }
 
-impl Translator<'_> {
+impl<'a> Translator<'a> {
     pub(super) fn linear(&mut self, stage: &stages::Linear) -> Result<()> {
         if self.latent_group()? {
             return Ok(());
@@ -27,6 +27,9 @@ impl Translator<'_> {
         if let Some(route) = route.filter(|r| plain && r.logits == stage.out) {
             self.router(stage, route)?;
             self.skip_to_next();
+            return Ok(());
+        }
+        if self.stacked(stage)? {
             return Ok(());
         }
         // The head: what it makes decides on the next token.
@@ -57,6 +60,80 @@ impl Translator<'_> {
         self.push(name, made(kernel.source(), kernel.launch(&operands))?);
         self.chosen |= next.is_some();
         Ok(())
+    }
+
+    /// Products of the same rows that come one after another, three at most, as one launch: small ones, such as the gates of
+    /// a delta net, would keep few multiprocessors busy. Whether there are any.
+    fn stacked(&mut self, first: &stages::Linear) -> Result<bool> {
+        let all = self.alike_linears(first)?;
+        if all.len() < 2 {
+            return Ok(false);
+        }
+        let rows: Vec<usize> = all.iter().map(|(_, l)| l.matrix.rows()).collect();
+        let total: usize = rows.iter().sum();
+        let (format, weights) = self.matrix(&first.matrix)?;
+        let further = |i: usize| all.get(i).map(|(_, l)| self.matrix(&l.matrix)).transpose();
+        let (second, third) = (further(1)?, further(2)?);
+        let (norm, norm_weight) = self.norm(first.source.norm.as_ref())?;
+        let biases = all.iter().map(|(_, l)| (&l.bias, l.matrix.rows()));
+        let bias = self.joined_bias(biases)?;
+        let x = self.buffer(first.source.buffer)?;
+        let out = self.memory.room(TOKENS * total * size_of::<f32>())?;
+        let operands = QmvOperands {
+            x,
+            norm: norm_weight,
+            weights,
+            second: second.map(|(_, weights)| weights),
+            third: third.map(|(_, weights)| weights),
+            bias: [bias, None],
+            out,
+            ..QmvOperands::default()
+        };
+        let kernel = Qmv {
+            stacked: [rows[1], rows.get(2).copied().unwrap_or(0)],
+            norm,
+            bias: [bias.is_some(), false],
+            ..Qmv::new(total, first.matrix.columns(), format, TOKENS)
+        };
+        self.push("linear", made(kernel.source(), kernel.launch(&operands))?);
+        // From here on their results are in that room, one after another: as wide as their buffers, which a token fills.
+        let mut begin = 0;
+        for ((at, linear), rows) in all.into_iter().zip(rows) {
+            self.buffers.insert(linear.out, out + (begin * size_of::<f32>()) as u64);
+            begin += rows;
+            self.at = at;
+        }
+        Ok(true)
+    }
+
+    /// That product and those after it that take the same rows of a matrix that is coded alike, with where they are.
+    fn alike_linears(&self, first: &stages::Linear) -> Result<Vec<(usize, &'a stages::Linear)>> {
+        const MOST: usize = 3;
+        let mut at = Some(self.at);
+        let mut found: Vec<(usize, &'a stages::Linear)> = Vec::new();
+        while let Some(here) = at.filter(|_| found.len() < MOST) {
+            let Some(linear) = self.stage_at::<stages::Linear>(here) else { break };
+            let next = self.next_after(here);
+            // A router's product is one with its choice, and the head decides on the next token.
+            let routes =
+                next.and_then(|n| self.stage_at::<stages::Route>(n)).is_some_and(|r| r.logits == linear.out);
+            let width = self.request.program.widths().get(linear.out.0);
+            // Rows begin where 16 bytes do, for who reads them.
+            let whole = width == Some(&linear.matrix.rows()) && linear.matrix.rows().is_multiple_of(4);
+            let plain = linear.gate.is_none() && linear.residual.is_none() && !linear.wanted_only;
+            let fits = plain && whole && !routes && linear.out != self.request.logits;
+            let same = linear.source.buffer == first.source.buffer
+                && linear.out != first.source.buffer
+                && linear.matrix.columns() == first.matrix.columns()
+                && same_norm(linear.source.norm.as_ref(), first.source.norm.as_ref())
+                && self.matrix(&linear.matrix)?.0 == self.matrix(&first.matrix)?.0;
+            if !(fits && same) || found.iter().any(|(_, l)| l.out == linear.out) {
+                break;
+            }
+            found.push((here, linear));
+            at = next;
+        }
+        Ok(found)
     }
 
     pub(super) fn gated(&mut self, stage: &stages::Gated) -> Result<()> {
@@ -134,6 +211,15 @@ impl Translator<'_> {
         };
         self.push("experts down + combine + residual", made(kernel.source(), kernel.launch(&operands))?);
         Ok(())
+    }
+}
+
+/// Whether rows go through the same norm.
+fn same_norm(a: Option<&StageNorm>, b: Option<&StageNorm>) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => a.eps == b.eps && a.weight == b.weight,
+        _ => false,
     }
 }
 
