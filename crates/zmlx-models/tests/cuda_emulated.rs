@@ -97,6 +97,11 @@ folders! {
     qwen3_next_after_a_prompt: "qwen3_next-q4", 11 tokens, then 4;
     #[ignore = "Qwen3 with experts has its kernels"]
     qwen3_q4: "qwen3-q4", 1 tokens, then 3;
+    glm4_moe_lite_q4: "glm4_moe_lite-q4", 1 tokens, then 4;
+    #[ignore = "GLM-4.7-Flash has its kernels"]
+    deepseek_v3_q4: "deepseek_v3-q4", 1 tokens, then 4;
+    #[ignore = "GLM-4.7-Flash has its kernels"]
+    kimi_k25_q4: "kimi_k25-q4", 1 tokens, then 4;
 }
 
 #[derive(Deserialize)]
@@ -153,39 +158,4 @@ fn decodes(folder: &str, prompt: usize, count: usize) -> Result<(), String> {
     }
     println!("{folder}: logits {off:.1e} off");
     Ok(())
-}
-
-/// Models of `oracle/` with latent attention, from nothing in any cache.
-#[test]
-fn latent_attention_decodes_as_on_a_cpu() {
-    for folder in ["glm4_moe_lite-q4", "deepseek_v3-q4", "kimi_k25-q4"] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle").join(folder);
-        let options =
-            LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, ..LoadOptions::default() };
-        let model = Model::load(&folder, &options, &mut |_| {}).unwrap();
-        let preset = PatchOptions { environment: false, ..PatchOptions::default() };
-        let (fused, _) = model.both_ways(&preset).unwrap();
-        let mut memory = Bytes::new(&fused);
-        let plan = zmlx_graph::cuda::plan(&fused, 64, &mut memory).unwrap();
-        let golden = std::fs::read_to_string(folder.join("golden.json")).unwrap();
-        let golden: Value = serde_json::from_str(&golden).unwrap();
-        let ids = |case: &Value, name: &str| -> Vec<u32> {
-            case[name].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
-        };
-        let case = golden["f32"].as_array().unwrap().iter().find(|c| ids(c, "prompt").len() == 1).unwrap();
-        memory.at(plan.control.token)[..4].copy_from_slice(&ids(case, "prompt")[0].to_le_bytes());
-        let mut modules: HashMap<_, Module> = HashMap::new();
-        let want = ids(case, "tokens")[..20].to_vec();
-        let tokens: Vec<u32> = want
-            .iter()
-            .map(|_| {
-                for step in &plan.steps {
-                    let module = modules.entry(step.source.clone()).or_insert_with(|| module(step));
-                    run(&mut memory, module, step);
-                }
-                memory.word(plan.control.token)
-            })
-            .collect();
-        assert_eq!(tokens, want, "{}", folder.display());
-    }
 }
