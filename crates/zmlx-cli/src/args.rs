@@ -286,9 +286,13 @@ pub(crate) struct PlanArgs {
     /// Positions that come before the token, 0 to 2147483646 [default: 0]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub(crate) context: Option<String>,
-    /// GB/s that memory moves [default: what all threads of this machine read, measured]
+    /// GB/s that memory moves [default: what all threads of this machine read, measured; of a GPU what its clock and bus
+    /// allow]
     #[arg(long, value_name = "GB/S", allow_hyphen_values = true)]
     pub(crate) bandwidth: Option<String>,
+    /// For what to count; gpu is this machine's NVIDIA GPU, or an H100 where there is none, auto the former if there is one
+    #[arg(long, value_name = "DEVICE", value_enum, default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
     /// List modules too, all layers together
     #[arg(long)]
     pub(crate) modules: bool,

@@ -260,6 +260,36 @@ fn doctor_finds_a_backend() {
     assert_eq!(record["zmlx"], env!("CARGO_PKG_VERSION"));
 }
 
+/// What decode on an NVIDIA GPU needs is described, or what is missing is said with what to do; neither is an error.
+#[test]
+fn doctor_says_what_decode_on_cuda_lacks() {
+    let empty = tempfile::tempdir().expect("folder");
+    let doctor = |args: &[&str]| {
+        let output = zmlx(args).env("ZMLX_NVRTC", empty.path()).output().expect("run");
+        assert_ok(&output);
+        stdout(&output)
+    };
+    let record: Value = serde_json::from_str(&doctor(&["doctor", "--json"])).expect("JSON");
+    let text = doctor(&["doctor"]);
+    // There are no drivers for macOS.
+    assert_eq!(record.get("cuda").is_none(), cfg!(target_os = "macos"), "{record}");
+    let Some(cuda) = record.get("cuda") else { return };
+    assert_eq!(cuda["nvrtc"]["found"], false);
+    let nvrtc = text.lines().find(|l| l.starts_with("NVRTC")).expect("a line");
+    for part in
+        ["not available: ", "install the wheel nvidia-cuda-nvrtc", empty.path().to_str().expect("text")]
+    {
+        assert!(nvrtc.contains(part), "no '{part}' in: {nvrtc}");
+    }
+    let gpu = text.lines().find(|l| l.starts_with("GPU")).expect("a line");
+    let expected = match cuda["gpu"]["found"].as_bool() {
+        Some(true) => "compute capability",
+        _ if gpu.contains("libcuda") => "install one, or run without CUDA",
+        _ => "nvidia-smi",
+    };
+    assert!(gpu.contains(expected), "{gpu}");
+}
+
 #[test]
 fn chat_talks_through_a_pipe() {
     let args = ["chat", "-n", "6"];

@@ -129,6 +129,30 @@ fn a_plan_counts_what_info_says() {
     assert!(text.contains("patterns     none") && !text.contains("moe_mlp"), "{text}");
 }
 
+/// The embedded model has 6 layers, of which 2 attend and 4 convolve, 1 is dense and 5 have experts.
+#[test]
+fn a_plan_for_a_gpu_needs_none() {
+    let plan = json(&["plan", MODEL, "--device", "gpu", "--bandwidth", "3350", "--json"]);
+    let stock = json(&["plan", MODEL, "--bandwidth", "3350", "--json"]);
+    assert_eq!((&plan["past_mlx"], &plan["launches_stock"]), (&true.into(), &172.into()));
+    let kernels = plan["kernels"].as_array().expect("a list");
+    let launches: u64 = kernels.iter().filter_map(|k| k["launches"].as_u64()).sum();
+    assert_eq!(plan["launches"], launches);
+    let of = |name: &str| kernels.iter().find(|k| k["name"] == name).expect(name)["launches"].clone();
+    assert_eq!([of("short_conv"), of("router"), of("qkv")], [4.into(), 5.into(), serde_json::Value::from(2)]);
+    assert_eq!(plan["seconds_per_token"], stock["roofline"]["seconds_per_token"]);
+    let text = fine(&["plan", MODEL, "--device", "gpu"]);
+    for part in ["launches past MLX, as one graph", "head + argmax", "GB/s"] {
+        assert!(text.contains(part), "no '{part}' in:\n{text}");
+    }
+    if plan["gpu"]["found"] == false {
+        assert!(text.contains("NVIDIA H100 80GB HBM3, as an example: this machine has none"), "{text}");
+        assert!(text.contains("3350.0 GB/s"), "{text}");
+    }
+    let text = fine(&["plan", MODEL, "--device", "gpu", "--preset", "none"]);
+    assert!(text.contains("MLX runs the stock graph: ") && text.contains("are in no pattern"), "{text}");
+}
+
 #[test]
 fn a_plan_needs_no_weights() {
     let folder = TempDir::new().expect("folder");

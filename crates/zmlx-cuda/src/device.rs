@@ -39,6 +39,8 @@ pub struct DeviceInfo {
     pub shared_memory: u32,
     /// Bytes of its second-level cache.
     pub l2_cache: u64,
+    /// Bytes a second that its memory moves at most, by its clock and its bus; 0 if the driver does not say.
+    pub bandwidth: u64,
     /// Driver API version, as `1000 * major + 10 * minor`.
     pub driver: i32,
 }
@@ -153,6 +155,42 @@ fn describe(device: sys::CUdevice, driver_version: i32) -> Result<DeviceInfo> {
         memory: driver("cuDeviceTotalMem", unsafe { cu::device::total_mem(device) })? as u64,
         shared_memory: size(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         l2_cache: u64::from(size(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?),
+        bandwidth: bandwidth(
+            size(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE).unwrap_or(0),
+            size(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH).unwrap_or(0),
+        ),
         driver: driver_version,
     })
+}
+
+/// Bytes a second of a memory with that clock in kHz, which moves twice a cycle, and that many bits.
+fn bandwidth(kilohertz: u32, bits: u32) -> u64 {
+    2 * 1000 * u64::from(kilohertz) * u64::from(bits) / 8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_h100_moves_what_its_datasheet_says() {
+        assert_eq!(bandwidth(2_619_000, 5120), 3_352_320_000_000);
+    }
+
+    /// Where there is a driver this says what the GPU is, else what is missing.
+    #[test]
+    fn a_gpu_is_described_or_said_to_be_missing() {
+        match Device::open(0, None) {
+            Ok(device) => assert!(device.info().arch().starts_with("sm_") && device.info().memory > 0),
+            Err(error) => {
+                let expected = match driver_present() {
+                    true => "nvidia-smi",
+                    false => "install one, or run without CUDA",
+                };
+                assert!(error.to_string().contains(expected), "{error}");
+            }
+        }
+        let error = Device::open(1 << 20, None).unwrap_err();
+        assert!(matches!(error, CudaError::NoDriver | CudaError::NoDevice(_)), "{error}");
+    }
 }

@@ -165,7 +165,7 @@ impl KvCache {
         Self { buffers: Some(buffers), len, dropped: first, window }
     }
 
-    /// Whether [`Self::rewind`] can go back to `position`: a window drops what no later position sees.
+    /// Whether `rewind` can go back to `position`: a window drops what no later position sees.
     pub fn rewinds_to(&self, position: i32) -> bool {
         position <= self.len && self.dropped <= self.first_seen(position)
     }

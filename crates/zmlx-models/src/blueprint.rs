@@ -1,8 +1,9 @@
 use std::path::Path;
 
-use zmlx_graph::pattern::{Backend, Rewritten, rewrite};
+use serde::Serialize;
+use zmlx_graph::pattern::{Backend, PatternReport, Rewritten, rewrite};
 use zmlx_graph::weights::Weight;
-use zmlx_graph::{Cost, CostContext, Graph, GraphError};
+use zmlx_graph::{Cost, CostContext, Graph, GraphError, cuda};
 use zmlx_mlx::Dtype;
 
 use crate::checkpoint::CheckpointError;
@@ -57,6 +58,33 @@ impl PatchedBlueprint {
     }
 }
 
+/// A blueprint patched for an NVIDIA GPU, with activations of two bytes: what a decode step would be there.
+#[derive(Debug, Clone)]
+pub struct CudaBlueprint {
+    /// What became of each pattern.
+    pub patterns: Vec<PatternReport>,
+    /// The launches that a token takes past MLX, in order of their first; or why MLX runs the stock graph.
+    pub launches: Result<Vec<CudaLaunches>, String>,
+}
+
+/// Launches that do the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CudaLaunches {
+    /// What they do.
+    pub name: &'static str,
+    /// How many there are.
+    pub launches: u64,
+    /// Bytes that they read, as far as they do not depend on the position.
+    pub bytes: u64,
+}
+
+impl CudaBlueprint {
+    /// Launches a token; `None` if MLX runs them.
+    pub fn count(&self) -> Option<u64> {
+        self.launches.as_ref().ok().map(|all| all.iter().map(|l| l.launches).sum())
+    }
+}
+
 impl Blueprint {
     /// Reads the headers of a model folder or a GGUF file; no weights are loaded. A folder that has a `config.json` and no
     /// weight files will do too: then all matrices are taken to be stored as its `quantization` says.
@@ -105,6 +133,28 @@ impl Blueprint {
         let mut patched = PatchedBlueprint { graph, report, weight_bytes };
         patched.report.launches_per_token = patched.decode_cost(0)?.total.launches;
         Ok(patched)
+    }
+
+    /// What a token after `position` others is on an NVIDIA GPU, counted without one. It moves the bytes of
+    /// [`Self::decode_cost`], whichever way it runs.
+    ///
+    /// # Errors
+    /// [`PatchError`], as [`crate::Model::patch`].
+    pub fn on_cuda(&self, options: &PatchOptions, position: u32) -> Result<CudaBlueprint, PatchError> {
+        let Rewritten { graph, patterns } = rewrite(&self.graph, &options.choose(Backend::Cuda)?)?;
+        let capacity = position as usize + 1;
+        let launches = cuda::outline(&graph, Dtype::Bfloat16, capacity).map(|plan| {
+            let mut all: Vec<CudaLaunches> = Vec::new();
+            for step in &plan.steps {
+                let bytes = step.launch.bytes;
+                match all.iter_mut().find(|l| l.name == step.name) {
+                    Some(known) => (known.launches, known.bytes) = (known.launches + 1, known.bytes + bytes),
+                    None => all.push(CudaLaunches { name: step.name, launches: 1, bytes }),
+                }
+            }
+            all
+        });
+        Ok(CudaBlueprint { patterns, launches })
     }
 
     /// What a token costs after `position` others, with weights as they are stored and activations of two bytes, as the

@@ -52,7 +52,7 @@ pub mod survey;
 mod tensors;
 pub mod tokenizer;
 
-pub use blueprint::{Blueprint, PatchedBlueprint, SizesFrom};
+pub use blueprint::{Blueprint, CudaBlueprint, CudaLaunches, PatchedBlueprint, SizesFrom};
 pub use config::ModelConfig;
 pub use convert::{ConvertError, ConvertOptions, Converted, convert};
 pub use embedded::embedded_model_dir;

@@ -49,6 +49,10 @@ pub struct PatternSurvey {
     pub launches_patched: u64,
     /// Whether fused ops are all that is left, so that the engine runs it as a whole.
     pub native: bool,
+    /// Launches a token on an NVIDIA GPU past MLX; `None` if MLX runs it there.
+    pub launches_cuda: Option<u64>,
+    /// Why MLX runs it there.
+    pub cuda_refused: Option<String>,
     /// What became of each pattern.
     pub patterns: Vec<PatternUse>,
 }
@@ -122,6 +126,7 @@ fn patched(model: &PublishedModel) -> Result<PatternSurvey, PatchError> {
     let with = |preset| PatchOptions { preset, environment: false, ..PatchOptions::default() };
     let default = blueprint.patched(&with(Preset::Default))?;
     let fast = blueprint.patched(&with(Preset::Fast))?;
+    let cuda = blueprint.on_cuda(&with(Preset::Default), 0)?;
     let reports = |of: &[PatternReport], name: &str| of.iter().find(|r| r.name == name).cloned();
     let mut patterns = Vec::new();
     for pattern in patterns::ALL {
@@ -141,6 +146,8 @@ fn patched(model: &PublishedModel) -> Result<PatternSurvey, PatchError> {
         launches_stock: blueprint.decode_cost(0).map_err(LoadError::from)?.total.launches,
         launches_patched: default.report.launches_per_token,
         native: default.report.native,
+        launches_cuda: cuda.count(),
+        cuda_refused: cuda.launches.err(),
         patterns,
     })
 }
@@ -154,7 +161,8 @@ Written by `zmlx models --patterns --markdown`; a test compares (`ZMLX_UPDATE_DO
 ## Families
 
 Launches are kernel launches a token on the CPU, stock and as the default preset patches it, of the first published shape \
-in 4 bits. The reference of all comparisons is mlx-lm 0.32.2 on the CPU with weights cast to float32.
+in 4 bits. Launches on CUDA are those of a decode step that runs past MLX as one captured graph, or why MLX runs it; they \
+are counted without a GPU. The reference of all comparisons is mlx-lm 0.32.2 on the CPU with weights cast to float32.
 
 ";
 
@@ -163,8 +171,8 @@ const PATTERNS_HEAD: &str = "
 
 How often each pattern's op runs for a token, by family, on the CPU in float32: computed from the graph of the first \
 published shape. A dash: nothing in the graph looks like it. What another pattern has taken already is not taken twice, \
-so that the order of the rows counts. On a GPU, and with 16-bit activations on the CPU, every pattern is refused with \
-that reason: there are no bodies yet. What the patterns do and what the classes promise: [patching.md](patching.md).
+so that the order of the rows counts. On an NVIDIA GPU the same patterns hold where the table above counts launches. On \
+Metal, and with 16-bit activations on the CPU, every pattern is refused with that reason: there are no bodies yet. What the patterns do and what the classes promise: [patching.md](patching.md).
 
 ";
 
@@ -176,18 +184,24 @@ pub fn markdown() -> Result<String, PatchError> {
     let families = survey()?;
     let mut text = HEAD.to_owned();
     text.push_str(
-        "| family | `model_type` | published shapes | launches | verified |\n|---|---|---|---|---|\n",
+        "| family | `model_type` | published shapes | launches | on CUDA | verified |\n|---|---|---|---|---|---|\n",
     );
     for family in &families {
         let launches = match &family.patched {
             Some(p) => format!("{} → {}", p.launches_stock, p.launches_patched),
             None => "not counted: no published shape here yet".to_owned(),
         };
+        let cuda = match family.patched.as_ref().map(|p| (p.launches_cuda, &p.cuda_refused)) {
+            Some((Some(launches), _)) => launches.to_string(),
+            Some((None, Some(why))) => format!("MLX: {why}"),
+            _ => "not counted".to_owned(),
+        };
         let verified: Vec<String> = family.verified.iter().map(sentence).collect();
         let verified = if verified.is_empty() { "nowhere yet".to_owned() } else { verified.join("; ") };
         let (types, models) = (code(family.model_types), code(&family.models));
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "| {} | {types} | {models} | {launches} | {verified} |", family.family);
+        let _ =
+            writeln!(text, "| {} | {types} | {models} | {launches} | {cuda} | {verified} |", family.family);
     }
     text.push_str(PATTERNS_HEAD);
     text.push_str(&table(&families));

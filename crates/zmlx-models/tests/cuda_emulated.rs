@@ -7,6 +7,7 @@ use std::path::Path;
 
 use emulated::Emulated;
 use serde::Deserialize;
+use zmlx_cuda::plan::{Memory, Plan, WeightAddress};
 use zmlx_mlx::io;
 
 /// Logits against mlx-lm's in float32. Products take 4-bit codes as mantissas beside a one, which is taken back by a sum:
@@ -42,6 +43,73 @@ fn the_embedded_model_decodes_as_on_a_cpu() {
     }
     tokens.extend((1..3).map(|_| sequence.step()));
     assert_eq!(tokens, case.tokens[..3]);
+}
+
+/// Memory that remembers what it was asked for.
+#[derive(Default)]
+struct Recorded {
+    rooms: Vec<usize>,
+    constants: Vec<Vec<u32>>,
+    tables: Vec<usize>,
+    next: u64,
+}
+
+impl Recorded {
+    fn address(&mut self) -> u64 {
+        self.next += 1 << 32;
+        self.next
+    }
+}
+
+impl Memory for Recorded {
+    fn room(&mut self, bytes: usize) -> zmlx_cuda::Result<u64> {
+        self.rooms.push(bytes);
+        Ok(self.address())
+    }
+
+    fn constant(&mut self, floats: &[f32]) -> zmlx_cuda::Result<u64> {
+        self.constants.push(floats.iter().map(|f| f.to_bits()).collect());
+        Ok(self.address())
+    }
+
+    fn table(&mut self, floats: &[f32]) -> zmlx_cuda::Result<u64> {
+        self.tables.push(floats.len());
+        Ok(self.address())
+    }
+
+    fn weight(&self, number: usize) -> zmlx_cuda::Result<WeightAddress> {
+        Ok(WeightAddress { codes: (number as u64 + 1) << 52, scales: 1 << 51, biases: 1 << 51 })
+    }
+}
+
+/// A sequence that grows is planned anew, and one that is copied is planned beside the first: both count on the same
+/// requests in the same order, on constants that do not change, and on kernels that are compiled already.
+#[test]
+fn more_positions_ask_for_the_same_memory_but_longer_caches() {
+    for folder in ["gpt_oss-q4", "qwen3_5_moe-q4"] {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle").join(folder);
+        let (_, fused) = emulated::load(&dir).unwrap();
+        let plans = [1024, 1024, 5120].map(|capacity| {
+            let mut memory = Recorded::default();
+            let plan = zmlx_graph::cuda::plan(&fused, capacity, &mut memory).unwrap();
+            (plan, memory)
+        });
+        let [(first, short), (again, same), (longer, long)] = &plans;
+        assert_eq!((&short.rooms, &short.tables, short.next), (&same.rooms, &same.tables, same.next));
+        assert_eq!(short.constants, same.constants);
+        assert_eq!(short.constants, long.constants);
+        assert!(short.rooms.len() == long.rooms.len() && short.tables.len() == long.tables.len());
+        let grown =
+            |a: &[usize], b: &[usize]| a.iter().zip(b).filter(|(a, b)| a != b).map(|(a, b)| b / a).collect();
+        let rooms: Vec<usize> = grown(&short.rooms, &long.rooms);
+        // Keys and values of each layer that attends, and the tables of angles.
+        let attends = first.steps.iter().filter(|s| s.name.contains("attention")).count();
+        assert!(attends > 0 && rooms == vec![5; 2 * attends], "{folder}: {rooms:?}");
+        let tables: Vec<usize> = grown(&short.tables, &long.tables);
+        assert_eq!(tables, vec![5; short.tables.len()]);
+        let kernels = |plan: &Plan| plan.steps.iter().map(|s| s.source.clone()).collect::<Vec<_>>();
+        assert!(kernels(first) == kernels(again) && kernels(first) == kernels(longer), "{folder}");
+    }
 }
 
 /// One test for each folder of `oracle/`: tokens to decode after the prompt of one token, or of eleven where windows are

@@ -107,6 +107,14 @@ fn a_survey_says_what_patterns_do() {
         let survey = of(family);
         assert!(survey.native && survey.launches_patched * 2 < survey.launches_stock, "{family}: {survey:?}");
     }
+    for (family, launches) in [("lfm2_moe", 126), ("qwen3_moe", 290), ("gpt_oss", 146), ("qwen3_5_moe", 462)]
+    {
+        assert_eq!(of(family).launches_cuda, Some(launches), "{family}: {:?}", of(family).cuda_refused);
+    }
+    for family in &all {
+        let survey = of(family.family);
+        assert!(survey.launches_cuda.is_some() != survey.cuda_refused.is_some(), "{survey:?}");
+    }
 }
 
 /// Rust files below `folder`.

@@ -1,8 +1,10 @@
 //! `zmlx doctor`: which MLX library was found and what it can run on.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use serde::Serialize;
+use zmlx_graph::cuda::{self, CudaError};
 use zmlx_mlx::mac::Mac;
 use zmlx_mlx::runtime::{self, Doctor};
 
@@ -15,6 +17,62 @@ struct Record<'a> {
     zmlx: &'static str,
     #[serde(flatten)]
     mlx: &'a Doctor,
+    /// What decode past MLX needs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cuda: Option<&'a Cuda>,
+}
+
+/// What decode on an NVIDIA GPU past MLX needs beside the CUDA library.
+#[derive(Serialize)]
+struct Cuda {
+    gpu: Needed,
+    nvrtc: Needed,
+}
+
+/// Something that is there, or not.
+#[derive(Serialize)]
+struct Needed {
+    found: bool,
+    /// What it is, or what to do about its absence.
+    says: String,
+}
+
+impl Needed {
+    fn new(found: Result<String, CudaError>) -> Self {
+        match found {
+            Ok(says) => Self { found: true, says },
+            Err(error) => Self { found: false, says: error.to_string() },
+        }
+    }
+}
+
+impl Cuda {
+    /// Nothing on systems that NVIDIA makes no drivers for.
+    fn look() -> Option<Self> {
+        let gpu = |d: cuda::DeviceInfo| {
+            let (major, minor) = d.capability;
+            let (driver, of) = (d.driver / 1000, d.driver % 1000 / 10);
+            let (sms, speed) = (d.multiprocessors, d.bandwidth as f64 / 1e9);
+            let name = d.name;
+            format!(
+                "{name}, compute capability {major}.{minor}, {sms} multiprocessors, {speed:.0} GB/s, driver for CUDA {driver}.{of}"
+            )
+        };
+        let nvrtc =
+            |((major, minor), path): ((i32, i32), PathBuf)| format!("{major}.{minor}, {}", path.display());
+        (!cfg!(target_os = "macos")).then(|| Self {
+            gpu: Needed::new(cuda::device().map(gpu)),
+            nvrtc: Needed::new(cuda::compiler().map(nvrtc)),
+        })
+    }
+
+    fn rows(&self) -> [(&'static str, String); 2] {
+        let row = |needed: &Needed| match needed.found {
+            true => needed.says.clone(),
+            false => format!("not available: {}", needed.says),
+        };
+        [("GPU", row(&self.gpu)), ("NVRTC", row(&self.nvrtc))]
+    }
 }
 
 /// Prints the report; fails when no backend is usable.
@@ -25,10 +83,11 @@ pub(crate) fn run(args: &DoctorArgs, console: &Console) -> Result<(), Failure> {
         console.note(&format!("fetched {}", library.display()));
     }
     let found = runtime::doctor();
+    let cuda = Cuda::look();
     if args.json {
-        output::write_json(&Record { zmlx: env!("CARGO_PKG_VERSION"), mlx: &found })?;
+        output::write_json(&Record { zmlx: env!("CARGO_PKG_VERSION"), mlx: &found, cuda: cuda.as_ref() })?;
     } else {
-        output::write_stdout(report(&found).as_bytes())?;
+        output::write_stdout(report(&found, cuda.as_ref()).as_bytes())?;
     }
     if found.backends.iter().any(|backend| backend.available) {
         return Ok(());
@@ -37,7 +96,7 @@ pub(crate) fn run(args: &DoctorArgs, console: &Console) -> Result<(), Failure> {
     Err(Failure::runtime(anyhow::anyhow!("no backend is usable: {why}")))
 }
 
-fn report(found: &Doctor) -> String {
+fn report(found: &Doctor, cuda: Option<&Cuda>) -> String {
     let mut text = String::new();
     let mut row = |name: &str, value: &str| {
         // Writing to a String cannot fail.
@@ -61,6 +120,9 @@ fn report(found: &Doctor) -> String {
             let _ = write!(value, ": {missing}");
         }
         row(backend.name, &value);
+    }
+    for (name, value) in cuda.iter().flat_map(|cuda| cuda.rows()) {
+        row(name, &value);
     }
     for (name, value) in found.mac.iter().flat_map(mac_rows) {
         row(name, &value);
@@ -167,6 +229,15 @@ mod tests {
     }
 
     #[test]
+    fn what_decode_past_mlx_needs_has_rows() {
+        let found = Needed::new(Ok("NVIDIA H100".to_owned()));
+        let cuda = Cuda { gpu: found, nvrtc: Needed::new(Err(CudaError::NoDriver)) };
+        let [(_, gpu), (name, nvrtc)] = cuda.rows();
+        assert_eq!((gpu.as_str(), name), ("NVIDIA H100", "NVRTC"));
+        assert!(nvrtc.starts_with("not available: no NVIDIA driver") && nvrtc.contains("install"), "{nvrtc}");
+    }
+
+    #[test]
     fn the_record_has_the_mac_only_where_there_is_one() {
         let mut found = Doctor {
             version: None,
@@ -176,9 +247,10 @@ mod tests {
             error: None,
             mac: None,
         };
-        let record = |mlx: &Doctor| serde_json::to_value(Record { zmlx: "0", mlx }).expect("a record");
+        let record =
+            |mlx: &Doctor| serde_json::to_value(Record { zmlx: "0", mlx, cuda: None }).expect("a record");
         assert!(record(&found).get("mac").is_none());
-        assert!(!report(&found).contains("chip"));
+        assert!(!report(&found, None).contains("chip"));
         found.mac = Some(mac());
         let mac = &record(&found)["mac"];
         for (name, value) in [
@@ -192,6 +264,6 @@ mod tests {
         ] {
             assert_eq!(mac[name], value, "{name}");
         }
-        assert!(report(&found).contains("chip      Apple M2"), "{}", report(&found));
+        assert!(report(&found, None).contains("chip      Apple M2"), "{}", report(&found, None));
     }
 }

@@ -38,6 +38,11 @@ fn list(families: &[FamilySurvey]) -> String {
                 p.launches_stock, p.launches_patched, p.model
             );
             rows.push(("patched", launches));
+            let cuda = match (p.launches_cuda, &p.cuda_refused) {
+                (Some(launches), _) => format!("{launches} launches a token, past MLX"),
+                (None, why) => format!("by MLX: {}", why.as_deref().unwrap_or_default()),
+            };
+            rows.push(("on CUDA", cuda));
             let matched = p.patterns.iter().filter(|p| p.matched > 0);
             let matched: Vec<String> = matched.map(|p| format!("{} x{}", p.name, p.matched)).collect();
             rows.push(("patterns", if matched.is_empty() { "none".into() } else { matched.join(", ") }));

@@ -1,5 +1,7 @@
 //! `zmlx plan`: what a token costs, counted from the graph, stock and patched.
 
+mod gpu;
+
 use std::fmt::Write;
 
 use serde::Serialize;
@@ -8,7 +10,7 @@ use zmlx_graph::cost::CostRow;
 use zmlx_graph::{Cost, Work};
 use zmlx_models::{Blueprint, PatchReport, SizesFrom};
 
-use crate::args::PlanArgs;
+use crate::args::{Device, PlanArgs};
 use crate::failure::Failure;
 use crate::interrupt::{Interrupt, SecondPress};
 use crate::output::{self, Console, bytes, count, grouped};
@@ -32,6 +34,19 @@ pub(crate) fn run(args: PlanArgs, console: &Console) -> Result<(), Failure> {
     };
     let blueprint = Blueprint::read(&folder).map_err(Failure::load)?;
     let stored = blueprint.decode_cost(position).map_err(Failure::load)?;
+    let on_gpu = match args.device {
+        Device::Cpu => None,
+        Device::Gpu => Some(gpu::Gpu::found().unwrap_or_else(gpu::Gpu::assumed)),
+        Device::Auto => gpu::Gpu::found(),
+    };
+    if let Some(gpu) = on_gpu {
+        let counted = blueprint.on_cuda(&patch, position).map_err(Failure::patch)?;
+        let plan = gpu::Plan::new(&blueprint, gpu, given, position, &stored, &counted);
+        return match args.json {
+            true => output::write_json(&plan),
+            false => output::write_stdout(plan.describe(&folder.display().to_string()).as_bytes()),
+        };
+    }
     let held = blueprint.decode_cost_f32(position).map_err(Failure::load)?;
     let fused = blueprint.patched(&patch).map_err(Failure::patch)?;
     let patched = fused.decode_cost(position).map_err(Failure::load)?;

@@ -2,8 +2,8 @@
 
 use super::product::Work;
 use super::{
-    FORMAT, Format, KernelError, LatentAttend, Launch, MULTIPROCESSORS, Operands, Plan, Prelude,
-    SHARED_MOST, Source, Type, Weights, aligned, given, size,
+    FORMAT, Format, KernelError, LatentAttend, Launch, MULTIPROCESSORS, Operands, Plan, Prelude, SHARED_MOST,
+    Source, Type, Weights, aligned, given, size,
 };
 
 const NAME: &str = "zmlx_head_products";

@@ -7,13 +7,15 @@
 mod transfer;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use zmlx_cuda::decoder::{Decoder, Parts};
 use zmlx_cuda::memory::External;
+use zmlx_cuda::nvrtc::Nvrtc;
 use zmlx_cuda::plan::{CacheType, Control, Imagined, Memory, Plan, Request, SlotAddress};
 use zmlx_cuda::translate::translate;
-use zmlx_cuda::{CudaError, Device, kernels};
+use zmlx_cuda::{Device, kernels};
 use zmlx_engine::program::{Buffer, Program, Slot};
 use zmlx_mlx::{Array, Dtype, ops};
 
@@ -25,6 +27,7 @@ use crate::state::SlotId;
 use crate::weights::{BoundWeight, WeightId};
 
 pub(crate) use transfer::DeviceState;
+pub use zmlx_cuda::{CudaError, DeviceInfo};
 
 /// Why a graph does not decode past MLX; the text says what to do where something can be done.
 #[derive(Debug, thiserror::Error)]
@@ -131,6 +134,23 @@ impl Gpu {
         let launches = decoder.launches();
         Ok(Self { decoder, slots: lowered.slots, shapes: shapes(graph)?, activation, launches })
     }
+}
+
+/// The GPU that decode steps past MLX would run on.
+///
+/// # Errors
+/// What is missing: a driver, a GPU, or one that is new enough.
+pub fn device() -> Result<DeviceInfo, CudaError> {
+    Ok(Device::open(0, None)?.info().clone())
+}
+
+/// The compiler of kernels: its version and where it is.
+///
+/// # Errors
+/// [`CudaError::NoNvrtc`], which says where it was looked for; [`CudaError::Nvrtc`].
+pub fn compiler() -> Result<((i32, i32), PathBuf), CudaError> {
+    let nvrtc = Nvrtc::find(zmlx_mlx::locate::cache_dir().ok().as_deref())?;
+    Ok((nvrtc.version(), nvrtc.path().to_path_buf()))
 }
 
 /// The launches that a token of a rewritten graph takes on a GPU like an H100, without one: weights are nowhere, floats
