@@ -254,7 +254,7 @@ impl BoundWeight {
         matches!(self, Self::Quantized { .. }) && x.dtype().size() == 2
     }
 
-    /// [`Self::linear`] of many rows: from [`UNPACK_FROM`] on the matrix is unpacked first, once for all of them.
+    /// [`Self::linear`] of many rows: from 256 on the matrix is unpacked first, once for all of them.
     pub fn linear_of_many(&self, x: &Array) -> Result<Array> {
         let rows = x.size() / x.shape().last().map_or(1, |&width| width.max(1) as usize);
         if rows < UNPACK_FROM || !self.unpacks_for(x) {
@@ -263,7 +263,7 @@ impl BoundWeight {
         x.matmul(&self.dense()?.astype(x.dtype())?.swapaxes(-1, -2)?)
     }
 
-    /// [`Self::gather_linear`] of many rows in the order of their experts: from [`EXPERT_ROWS_FROM`] rows an expert on the
+    /// [`Self::gather_linear`] of many rows in the order of their experts: from 24 rows an expert on the
     /// matrices are unpacked first, and the rows of each expert are one product.
     pub fn gather_linear_of_many(&self, x: &Array, indices: &Array) -> Result<Array> {
         let experts = match self {
