@@ -7,9 +7,10 @@ use zmlx_engine::program::Slot;
 
 use crate::decoder::Decoder;
 use crate::error::{CudaError, Result};
+use crate::kernels::{Arg, MOMENTS};
 use crate::memory::{DeviceBuffer, External, Ring, Rows, copy_rows};
 use crate::module::Function;
-use crate::plan::{CONTROL_BYTES, CacheType, Control, Plan, RING, Request, SlotAddress};
+use crate::plan::{CONTROL_BYTES, CacheType, Control, Plan, RING, Request, SlotAddress, Step};
 use crate::stream::{Event, Graph, Stream};
 
 /// Positions by which caches grow at least.
@@ -207,7 +208,7 @@ impl Sequence {
         }
         self.ready()?;
         if self.graph.is_none() {
-            self.graph = Some(self.capture()?);
+            self.graph = Some(self.capture(&self.plan.steps, &self.functions)?);
         }
         if let Some(graph) = &mut self.graph {
             // SAFETY: all memory that it names is the sequence's, the decoder's, or kept by the decoder.
@@ -281,6 +282,47 @@ impl Sequence {
         marks.windows(2).map(|pair| pair[1].seconds_since(&pair[0])).collect()
     }
 
+    /// The moments of each launch of one token, which runs as [`Self::submit`] runs it but for the noting: nanoseconds since
+    /// the first, the earliest and the latest of all blocks. The token counts as submitted and read.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_noted(&mut self) -> Result<Vec<[[u64; 2]; MOMENTS]>> {
+        self.ready()?;
+        let mut steps = self.plan.steps.clone();
+        let mut words = 0;
+        let mut parts = Vec::new();
+        for step in &steps {
+            let count = MOMENTS * step.launch.blocks();
+            parts.push(words..words + count);
+            words += count;
+        }
+        let notes = DeviceBuffer::new(self.decoder.device(), words * size_of::<u64>(), "a timeline")?;
+        for (step, part) in steps.iter_mut().zip(&parts) {
+            step.source = step.source.with_timeline();
+            step.launch.args.push(Arg::Ptr(notes.address() + (part.start * size_of::<u64>()) as u64));
+        }
+        let functions = self.decoder.functions(&steps)?;
+        let mut graph = self.capture(&steps, &functions)?;
+        // SAFETY: as in `submit`; the notes outlive the work, which is waited for.
+        unsafe { graph.replay() }?;
+        let mut bytes = vec![0; words * size_of::<u64>()];
+        notes.read(&self.stream, &mut bytes)?;
+        self.position += 1;
+        self.submitted += 1;
+        let noted: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
+        let first = noted.iter().copied().filter(|&t| t > 0).min().unwrap_or(0);
+        let of_launch = |part: &std::ops::Range<usize>| {
+            std::array::from_fn(|moment| {
+                let all = noted[part.clone()].iter().skip(moment).step_by(MOMENTS);
+                let since = all.filter(|&&t| t > 0).map(|t| t - first);
+                let (least, most) = (since.clone().min(), since.max());
+                [least.unwrap_or(0), most.unwrap_or(0)]
+            })
+        };
+        Ok(parts.iter().map(of_launch).collect())
+    }
+
     /// Registers a thread and bytes that did not fit into them, of each launch's kernel.
     ///
     /// # Errors
@@ -289,10 +331,10 @@ impl Sequence {
         self.functions.iter().map(|f| f.registers()).collect()
     }
 
-    fn capture(&self) -> Result<Graph> {
+    fn capture(&self, steps: &[Step], functions: &[Arc<Function>]) -> Result<Graph> {
         let overlap = self.decoder.parts.overlap;
         self.stream.capture(|| {
-            for (index, (step, function)) in self.plan.steps.iter().zip(&self.functions).enumerate() {
+            for (index, (step, function)) in steps.iter().zip(functions).enumerate() {
                 // The first waits for the replay before it, which it does not know.
                 // SAFETY: as in `submit`; nothing runs now.
                 unsafe { self.stream.launch(function, &step.launch, overlap && index > 0) }?;

@@ -6,7 +6,7 @@ use zmlx_engine::program::{Call, Runner, Wanted};
 use zmlx_mlx::{Array, Dtype};
 
 use crate::cost::CostContext;
-use crate::cuda::{Decoded, Gpu, LaunchTime};
+use crate::cuda::{Decoded, Gpu, LaunchMoments, LaunchTime};
 use crate::error::{GraphError, Result};
 use crate::graph::{Graph, Value};
 use crate::held::Held;
@@ -193,6 +193,19 @@ impl Executor {
         self.check_state(state)?;
         match &self.gpu {
             Some(gpu) => Ok(gpu.timed_step(token, state)?.1),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// When the launches that `token` takes on a GPU past MLX began, waited and ended, in the step as it always runs; none
+    /// if calls of one token run on MLX or the engine. The state has seen the token after it.
+    ///
+    /// # Errors
+    /// [`GraphError::Cuda`].
+    pub fn launch_moments(&self, token: u32, state: &mut State) -> Result<Vec<LaunchMoments>> {
+        self.check_state(state)?;
+        match &self.gpu {
+            Some(gpu) => gpu.noted_step(token, state),
             None => Ok(Vec::new()),
         }
     }

@@ -4,7 +4,8 @@
 //! a CPU; the first that differs is shown with the margin that the CPU saw there.
 //! Any other name: a published shape with random 4-bit weights made on the GPU. The logits of the same tokens on stock MLX
 //! and past it, then 128 tokens after a prompt of 64, three times each, interleaved; with `--prefill` prompts of
-//! 128, 512 and 2,048 tokens in one call; with `--launches` the time of each launch; with `--context N` after a prompt of N. `ZMLX_CUDA_OVERLAP=0` compares with launches that wait for one another.
+//! 128, 512 and 2,048 tokens in one call; with `--launches` the time of each launch; with `--context N` after a prompt of N.
+//! With `--past` nothing runs on MLX, whose kernels take minutes to compile: decode past it alone, after as many tokens of its own. `ZMLX_CUDA_OVERLAP=0` compares with launches that wait for one another.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -36,11 +37,13 @@ fn main() -> Result<()> {
     let launches = arguments.iter().any(|a| a == "--launches");
     let given = arguments.iter().position(|a| a == "--context").and_then(|at| arguments.get(at + 1));
     let context: usize = given.map_or(Ok(64), |n| n.parse())?;
+    let past = arguments.iter().any(|a| a == "--past");
     let names = arguments.iter().filter(|a| !a.starts_with("--") && Some(*a) != given);
     let prefill = arguments.iter().any(|a| a == "--prefill");
     for name in names {
         match name.as_str() {
             "embedded" => embedded()?,
+            name if past => past_alone(name, context, launches)?,
             name => shape(name, context, launches, prefill)?,
         }
     }
@@ -182,7 +185,33 @@ fn shape(name: &str, context: usize, launches: bool, prefill: bool) -> Result<()
             println!("  {form}: {} tok/s", all.join(", "));
         }
         if launches {
-            times(&pair.past, &prompt)?;
+            times(&pair.past, prompt[context - 1], &mut prefilled(&pair.past, &prompt)?)?;
+            timeline(&pair.past, prompt[context - 1], &mut prefilled(&pair.past, &prompt)?)?;
+        }
+        Ok(())
+    })
+}
+
+/// Rates of decode past MLX after `context` tokens that it has chosen itself.
+fn past_alone(name: &str, context: usize, launches: bool) -> Result<()> {
+    with_stream(Stream::default_of(Device::Gpu)?, || {
+        let start = Instant::now();
+        let past = make(name)?.past;
+        let ready = start.elapsed().as_secs_f64();
+        let mut filled = past.new_state();
+        let mut token = 1;
+        past.decode::<GraphError>(1, &mut filled, context, |chosen| {
+            token = chosen;
+            Ok(true)
+        })?;
+        let mut rates = Vec::new();
+        for _ in 0..3 {
+            rates.push(format!("{:.1}", decode_rate(&past, token, &mut filled.clone())?));
+        }
+        let all = rates.join(", ");
+        println!("{name}: ready after {ready:.1} s, {} launches, {all} tok/s", past.launches_per_token());
+        if launches {
+            timeline(&past, token, &mut filled.clone())?;
         }
         Ok(())
     })
@@ -301,11 +330,14 @@ fn kl(a: &[f32], b: &[f32]) -> f64 {
 }
 
 fn past_rate(executor: &Executor, prompt: &[u32]) -> Result<f64> {
-    let mut state = prefilled(executor, prompt)?;
+    decode_rate(executor, prompt[prompt.len() - 1], &mut prefilled(executor, prompt)?)
+}
+
+fn decode_rate(executor: &Executor, token: u32, state: &mut State) -> Result<f64> {
     let mut first = Instant::now();
     let mut told = 0;
     let mut seconds = 0.0;
-    let done = executor.decode::<GraphError>(prompt[prompt.len() - 1], &mut state, TOKENS + 1, |_| {
+    let done = executor.decode::<GraphError>(token, state, TOKENS + 1, |_| {
         told += 1;
         if told == 1 {
             first = Instant::now();
@@ -343,13 +375,11 @@ fn stock_rate(executor: &Executor, prompt: &[u32]) -> Result<f64> {
 }
 
 /// The launches of a token, those of one name and size together.
-fn times(executor: &Executor, prompt: &[u32]) -> Result<()> {
-    let mut state = prefilled(executor, prompt)?;
-    let token = prompt[prompt.len() - 1];
-    executor.launch_times(token, &mut state)?;
+fn times(executor: &Executor, token: u32, state: &mut State) -> Result<()> {
+    executor.launch_times(token, state)?;
     let mut rows: BTreeMap<(&str, u64, i32, i32), Vec<f64>> = BTreeMap::new();
     for _ in 0..5 {
-        for l in executor.launch_times(token, &mut state)? {
+        for l in executor.launch_times(token, state)? {
             rows.entry((l.name, l.bytes, l.registers, l.spilled)).or_default().push(l.seconds);
         }
     }
@@ -363,6 +393,57 @@ fn times(executor: &Executor, prompt: &[u32]) -> Result<()> {
         let rate = bytes as f64 / median / 1e9;
         let us = median * 1e6;
         println!("  {name:<34} {count:>6} {us:>9.2} {bytes:>10} {rate:>8.0} {registers:>5} {spilled:>6}");
+    }
+    Ok(())
+}
+
+/// Where the time of a step goes while launches overlap, those of one name and size together, in microseconds a launch: from
+/// the end of the launch before to the end of the wait, until the last block has placed its activations, until the last has
+/// its sums, until the last has ended; and how long before the end of the wait the first and the last block began.
+fn timeline(executor: &Executor, token: u32, state: &mut State) -> Result<()> {
+    let mut rows: BTreeMap<(&str, u64, usize), (usize, [f64; 8])> = BTreeMap::new();
+    let mut whole = Vec::new();
+    for round in 0..6 {
+        let all = executor.launch_moments(token, state)?;
+        if round == 0 {
+            continue;
+        }
+        whole.push(all.last().map_or(0, |l| l.moments[4][1]) as f64 / 1e3);
+        let mut before = 0;
+        for l in &all {
+            let [begun, waited, placed, summed, ended] = l.moments;
+            let placed = placed[1].max(waited[1]);
+            let summed = summed[1].max(placed);
+            let row = rows.entry((l.name, l.bytes, l.blocks)).or_default();
+            row.0 += 1;
+            let lead = |t: u64| waited[0] as f64 - t as f64;
+            let parts = [
+                ended[1] as f64 - before as f64,
+                waited[0] as f64 - before as f64,
+                waited[1] as f64 - waited[0] as f64,
+                placed as f64 - waited[1] as f64,
+                summed as f64 - placed as f64,
+                ended[1] as f64 - summed as f64,
+                lead(begun[0]),
+                lead(begun[1]),
+            ];
+            row.1.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part / 1e3);
+            before = ended[1];
+        }
+    }
+    whole.sort_by(f64::total_cmp);
+    println!("  a step with notes: {:.1} us", whole[whole.len() / 2]);
+    println!(
+        "  {:<34} {:>5} {:>6} {:>9} {:>7} | {:>6} {:>6} {:>6} {:>6} {:>6} | {:>6} {:>6}",
+        "launch", "count", "blocks", "bytes", "us", "wait", "all", "place", "sums", "end", "first", "last"
+    );
+    for ((name, bytes, blocks), (count, sums)) in rows {
+        let each = sums.map(|sum| sum / count as f64);
+        let [us, wait, all, place, sum, end, first, last] = each;
+        println!(
+            "  {name:<34} {:>5} {blocks:>6} {bytes:>9} {us:>7.2} | {wait:>6.2} {all:>6.2} {place:>6.2} {sum:>6.2} {end:>6.2} | {first:>6.2} {last:>6.2}",
+            count / 5
+        );
     }
     Ok(())
 }

@@ -276,6 +276,7 @@ DEVICE void attend(Call c) {
   place_queries(c, q, sequence, kv_head, piece, position, split == 0);
   if (FRESH) place_fresh(c, fresh, sequence, kv_head, position, begin, end, piece == 0);
   __syncthreads();
+  moment(MOMENT_PLACED);
   Running run;
 #pragma unroll
   for (int r = 0; r < QUERY_ROWS; r++) {
@@ -296,6 +297,7 @@ DEVICE void attend(Call c) {
   }
   merge_streams(run, parts, warp, lane);
   __syncthreads();
+  moment(MOMENT_SUMMED);
   // Warps to one part, in `scratch` or, where there is only one, to the result.
   const u64 unit = (static_cast<u64>(blockIdx.z) * KV_HEADS + kv_head) * SPLITS;
   auto store = [&](int r, int d, const float3& all) {

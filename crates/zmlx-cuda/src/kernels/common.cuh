@@ -13,12 +13,38 @@ constexpr u32 ALL_LANES = 0xffffffffu;
 // 16-bit floats are told apart by these; storage is u16.
 enum Kind { KIND_F32 = 0, KIND_F16 = 1, KIND_BF16 = 2 };
 
+// Moments of a block that a timeline has.
+enum Moment { MOMENT_BEGUN = 0, MOMENT_WAITED = 1, MOMENT_PLACED = 2, MOMENT_SUMMED = 3, MOMENT_DONE = 4 };
+constexpr int MOMENTS = 5;
+
+#ifdef TIMELINE
+DEVICE u64*& timeline_of_block() {
+  __shared__ u64* at;
+  return at;
+}
+// Notes when the first thread of the block comes here, in nanoseconds of the GPU's clock.
+DEVICE void moment(Moment which) {
+  if (threadIdx.x != 0) return;
+  u64 now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now) :: "memory");
+  timeline_of_block()[which] = now;
+}
+DEVICE void timeline_begins(u64* timeline) {
+  u64 block = (static_cast<u64>(blockIdx.z) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+  if (threadIdx.x == 0) timeline_of_block() = timeline + block * MOMENTS;
+  moment(MOMENT_BEGUN);
+}
+#else
+DEVICE void moment(Moment) {}
+#endif
+
 #ifdef __CUDA_ARCH__
 // Waits until the launches before this one are complete and what they wrote can be seen (programmatic dependent launch).
 DEVICE void zmlx_wait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+  moment(MOMENT_WAITED);
 }
 // Lets the launch after this one begin with what does not depend on it.
 DEVICE void zmlx_release() {

@@ -107,6 +107,18 @@ pub struct Source {
 }
 
 impl Source {
+    /// The same kernel noting the [`MOMENTS`] of each block; the launch's last argument is where.
+    pub fn with_timeline(&self) -> Self {
+        let mut params = self.params.clone();
+        params.push(Param { name: "timeline", ty: Type::U64, written: true, by_value: false });
+        Self {
+            params,
+            device: format!("#define TIMELINE\n{}", self.device),
+            body: format!("timeline_begins(timeline); {} moment(MOMENT_DONE);", self.body),
+            ..self.clone()
+        }
+    }
+
     /// The whole translation unit.
     pub fn text(&self) -> String {
         let params: Vec<String> = self
@@ -137,6 +149,11 @@ pub enum Arg {
     I32(i32),
 }
 
+/// What a timeline has of a block, in nanoseconds of the GPU's clock (64 bits each): when it began, when the launches before
+/// it were complete, when its activations were placed, when its sums were done, when it ended. 0 where a kernel has no such
+/// moment.
+pub const MOMENTS: usize = 5;
+
 /// One launch of a kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Launch {
@@ -150,6 +167,13 @@ pub struct Launch {
     pub args: Vec<Arg>,
     /// Bytes of weights and caches that the launch reads, for bandwidth figures.
     pub bytes: u64,
+}
+
+impl Launch {
+    /// Blocks of the grid.
+    pub fn blocks(&self) -> usize {
+        self.grid.iter().map(|&n| n as usize).product()
+    }
 }
 
 /// What a kernel cannot be made for.

@@ -261,6 +261,7 @@ DEVICE void products(int tiles, const Room& room, MatrixOf matrix, RowOf row, Be
   if (!EARLY && tile < tiles) load(tile, 0);
   begin();
   __syncthreads();
+  moment(MOMENT_PLACED);
   for (int round = 0; tile < tiles; round ^= 1) {
     float sums[TOKENS][ROWS_A_LANE] = {};
     int next = tile + gridDim.x;
@@ -288,4 +289,5 @@ DEVICE void products(int tiles, const Room& room, MatrixOf matrix, RowOf row, Be
     });
     tile = next;
   }
+  moment(MOMENT_SUMMED);
 }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use zmlx_cuda::decoder::{Decoder, Parts};
+use zmlx_cuda::kernels::MOMENTS;
 use zmlx_cuda::memory::External;
 use zmlx_cuda::nvrtc::Nvrtc;
 use zmlx_cuda::plan::{CacheType, Control, Imagined, Memory, Plan, Request, SlotAddress};
@@ -221,6 +222,22 @@ pub struct LaunchTime {
     pub registers: i32,
     /// Bytes a thread that did not fit into them.
     pub spilled: i32,
+}
+
+/// One launch of a decode step that ran as all do, one beginning before the one before it has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchMoments {
+    /// What it does.
+    pub name: &'static str,
+    /// The node of the graph that it belongs to.
+    pub node: usize,
+    /// Bytes that it reads, as far as they do not depend on the position.
+    pub bytes: u64,
+    /// Blocks.
+    pub blocks: usize,
+    /// Nanoseconds since the step's first, of the earliest and the latest block: begun, launches before complete, activations
+    /// placed, sums done, ended. 0 where a kernel has no such moment.
+    pub moments: [[u64; 2]; MOMENTS],
 }
 
 /// How keys and values are held beside activations of that dtype: in the same.

@@ -8,7 +8,10 @@ use zmlx_cuda::plan::CacheType;
 use zmlx_cuda::sequence::{Half, Sequence};
 use zmlx_mlx::{Array, Dtype, ops};
 
-use super::{Decoded, Gpu, LaunchTime};
+use zmlx_cuda::kernels::MOMENTS;
+use zmlx_cuda::plan::Step;
+
+use super::{Decoded, Gpu, LaunchMoments, LaunchTime};
 use crate::error::{GraphError, Result};
 use crate::state::{KvCache, SlotId, SlotValue, State};
 
@@ -193,6 +196,25 @@ impl Gpu {
         let finite = sequence.read_logits().map_err(cuda)?.iter().all(|v| !v.is_nan());
         state.position += fed as i32;
         Ok(Decoded { fed, finite })
+    }
+
+    /// The moments of the launches of one token.
+    pub(crate) fn noted_step(&self, token: u32, state: &mut State) -> Result<Vec<LaunchMoments>> {
+        let position = usize::try_from(state.position).unwrap_or(0);
+        let sequence = self.sequence(state)?;
+        sequence.set(token, position)?;
+        let noted = sequence.submit_noted()?;
+        let owners = self.decoder.program().owners();
+        let launch = |(step, moments): (&Step, [[u64; 2]; MOMENTS])| LaunchMoments {
+            name: step.name,
+            node: owners[step.stage],
+            bytes: step.launch.bytes,
+            blocks: step.launch.blocks(),
+            moments,
+        };
+        let moments = sequence.plan().steps.iter().zip(noted).map(launch).collect();
+        state.position += 1;
+        Ok(moments)
     }
 
     /// The launches of one token, timed; with its logits.
