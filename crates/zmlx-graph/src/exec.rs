@@ -25,6 +25,8 @@ pub struct Executor {
     runner: Option<Mutex<Runner>>,
     /// What runs calls of one token past MLX.
     gpu: Option<Gpu>,
+    /// Whether products of many rows on MLX may take another way than the graph's.
+    unpacks: bool,
     /// For each node, the values that nobody reads after it.
     last_reads: Vec<Vec<Value>>,
     runs: AtomicU64,
@@ -79,10 +81,15 @@ impl Executor {
         let mut executor = Self::on_mlx(graph, held, tensor)?;
         let made = Gpu::new(&executor.graph, &executor.weights, &executor.last_reads, executor.activation());
         match made {
-            Ok(gpu) => executor.gpu = Some(gpu),
+            Ok(gpu) => (executor.gpu, executor.unpacks) = (Some(gpu), true),
             Err(refusal) => return Ok((executor, Some(refusal.to_string()))),
         }
         Ok((executor, None))
+    }
+
+    /// As [`Self::on_mlx`], with products of many rows as [`Self::on_cuda`] has them.
+    pub(crate) fn on_mlx_unpacking(graph: Arc<Graph>, held: &Held, tensor: &mut Arrays<'_>) -> Result<Self> {
+        Ok(Self { unpacks: true, ..Self::on_mlx(graph, held, tensor)? })
     }
 
     pub(crate) fn on_engine(
@@ -138,7 +145,16 @@ impl Executor {
         let last_reads = last_reads(&graph);
         let stages = plan.stages();
         let runner = (stages > 0).then(|| Mutex::new(Runner::new(threads, stages)));
-        Ok(Self { graph, weights, plan, runner, gpu: None, last_reads, runs: AtomicU64::new(0) })
+        Ok(Self {
+            graph,
+            weights,
+            plan,
+            runner,
+            gpu: None,
+            unpacks: false,
+            last_reads,
+            runs: AtomicU64::new(0),
+        })
     }
 
     /// The graph.
@@ -406,7 +422,7 @@ impl Executor {
             position: state.position,
             weights: &self.weights,
             slots: &mut state.slots,
-            unpacks: self.gpu.is_some(),
+            unpacks: self.unpacks,
         }
     }
 

@@ -74,6 +74,19 @@ impl Held {
         Executor::on_mlx(graph, self, &mut tensor)
     }
 
+    /// As [`Executor::new`], but products of many rows take the ways that prompts take on an NVIDIA GPU, where calls of one
+    /// token run past MLX. Of a stock graph it shows, op by op, what such an executor does with a prompt.
+    ///
+    /// # Errors
+    /// As [`Executor::new`].
+    pub fn prompts(
+        &self,
+        graph: Arc<Graph>,
+        mut tensor: impl FnMut(&TensorSpec) -> Option<Array>,
+    ) -> Result<Executor> {
+        Executor::on_mlx_unpacking(graph, self, &mut tensor)
+    }
+
     /// As [`Executor::new`], but calls of one token run past MLX on an NVIDIA GPU, if all nodes are fused and have kernels
     /// there; if not, the executor runs them on MLX too, and the text says why.
     ///

@@ -5,7 +5,9 @@
 //! Any other name: a published shape with random 4-bit weights made on the GPU. The logits of the same tokens on stock MLX
 //! and past it, then 128 tokens after a prompt of 64, three times each, interleaved; with `--prefill` prompts of
 //! 128, 512 and 2,048 tokens in one call; with `--launches` the time of each launch; with `--context N` after a prompt of N.
-//! With `--past` nothing runs on MLX, whose kernels take minutes to compile: decode past it alone, after as many tokens of its own. `ZMLX_CUDA_OVERLAP=0` compares with launches that wait for one another.
+//! Without all that: with `--prefill-ops` the time of each kind of op of a prompt of 2,048; with `--past` decode past MLX
+//! alone, after as many tokens of its own, since MLX takes minutes to compile its kernels.
+//! `ZMLX_CUDA_OVERLAP=0` compares with launches that wait for one another.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -15,8 +17,11 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use zmlx_graph::pattern::{Backend, Choice, rewrite};
+use zmlx_graph::profile::ProfileRow;
 use zmlx_graph::weights::TensorSpec;
-use zmlx_graph::{Executor, Fidelity, GraphError, Held, State, Wanted, patterns};
+use zmlx_graph::{
+    CostContext, Executor, Fidelity, GraphError, Held, Profile, ProfileReport, Sizes, State, Wanted, patterns,
+};
 use zmlx_mlx::stream::{Device, Stream, with_stream};
 use zmlx_mlx::{Array, Dtype, eval, ops, random};
 use zmlx_models::random::MODELS;
@@ -40,10 +45,12 @@ fn main() -> Result<()> {
     let past = arguments.iter().any(|a| a == "--past");
     let names = arguments.iter().filter(|a| !a.starts_with("--") && Some(*a) != given);
     let prefill = arguments.iter().any(|a| a == "--prefill");
+    let ops = arguments.iter().any(|a| a == "--prefill-ops");
     for name in names {
         match name.as_str() {
             "embedded" => embedded()?,
             name if past => past_alone(name, context, launches)?,
+            name if ops => prefill_ops(name)?,
             name => shape(name, context, launches, prefill)?,
         }
     }
@@ -251,6 +258,59 @@ fn prefill_rates(pair: &Pair, prompt: &[u32]) -> Result<()> {
         kl(&rows[0], &rows[1])
     );
     Ok(())
+}
+
+/// Where the time of a prompt of 2,048 tokens goes, by op and by module: each node is evaluated before the next, so that the sum is
+/// more than an undisturbed call takes. All rows pass through the head here; a call that wants the last has one.
+fn prefill_ops(name: &str) -> Result<()> {
+    with_stream(Stream::default_of(Device::Gpu)?, || {
+        let pair = make(name)?;
+        let past = pair.past.held().prompts(Arc::clone(pair.stock.graph()), |_| None)?;
+        let ids: Vec<u32> =
+            (0..2048u64).map(|i| (i.wrapping_mul(2_654_435_761) % pair.vocabulary as u64) as u32).collect();
+        let tokens = Array::from_slice(&ids, &[1, ids.len() as i32])?;
+        let sizes = Sizes { batch: 1, length: ids.len() as i64, position: 0 };
+        let mut reports = Vec::new();
+        for executor in [&pair.stock, &past] {
+            let mut calls = Vec::new();
+            for call in 0..4 {
+                let profile = executor.profile(&tokens, &mut executor.new_state())?.1;
+                // MLX compiles kernels in the first.
+                if call > 0 {
+                    calls.push(profile);
+                }
+            }
+            let weight_bytes = executor.weight_bytes();
+            let cost = executor.graph().cost(&CostContext {
+                sizes,
+                activation: executor.activation(),
+                weight_bytes,
+            })?;
+            reports.push(ProfileReport::new(executor.graph(), &cost, &Profile::median(&calls), 3e12));
+        }
+        let [stock, past] = &reports[..] else { return Err("two reports were made".into()) };
+        println!("{name}, prompt of {}: ms on stock MLX and past it, each node waited for", ids.len());
+        beside("op", &stock.by_op, &past.by_op);
+        beside("module", &stock.by_module, &past.by_module);
+        println!("  together {:.2} and {:.2} ms", stock.total.seconds * 1e3, past.total.seconds * 1e3);
+        Ok(())
+    })
+}
+
+/// A table of the second's rows, the longest first, beside those of the first that have the same name.
+fn beside(kind: &str, stock: &[ProfileRow], past: &[ProfileRow]) {
+    println!("  {kind:<48} {:>6} {:>9} {:>6} {:>9} {:>6}", "nodes", "stock", "share", "past", "share");
+    for row in past {
+        let other = stock.iter().find(|s| s.name == row.name);
+        let (ms, share) = other.map_or((0.0, 0.0), |s| (s.seconds * 1e3, s.share * 100.0));
+        println!(
+            "  {:<48} {:>6} {ms:>9.3} {share:>5.1}% {:>9.3} {:>5.1}%",
+            row.name,
+            row.nodes,
+            row.seconds * 1e3,
+            row.share * 100.0
+        );
+    }
 }
 
 /// The family's graph in float32 on MLX, with the same weights.
