@@ -15,14 +15,13 @@ DEVICE void experts_up(const float* x, const float* norm, const int* indices, Ma
                        const float* up_bias, float* out) {
   extern __shared__ __align__(16) float pool[];
   Room room = room_of(pool);
-  const Ahead early = ahead(norm);
   constexpr int TILES = (ROWS + TILE - 1) / TILE;
   const int token = blockIdx.y;
   products<false>(
       TILES * K, room,
       [&](int tile, int, int m, int) { return expert(m == 0 ? gate : up, indices[token * K + tile / TILES]); },
       [&](int tile, int local) { return static_cast<u64>(min(tile % TILES * TILE + local, ROWS - 1)); },
-      [&] { place_x(x + token * COLUMNS, early, room); }, [](int) { return 1.0f; },
+      [&] { place_x(x + token * COLUMNS, norm, room); }, [](int) { return 1.0f; },
       [&](int tile, auto total) {
         int slot = token * K + tile / TILES;
         for (int i = threadIdx.x; i < TILE; i += THREADS) {
@@ -47,7 +46,7 @@ DEVICE void experts_down(const float* x, const int* indices, const float* scores
   products<false>(
       TILES, room, [&](int, int, int, int part) { return expert(down, indices[token * K + part]); },
       [&](int tile, int local) { return static_cast<u64>(min(tile * TILE + local, ROWS - 1)); },
-      [&] { place_x(x + token * K * COLUMNS, Ahead{}, room); }, [&](int part) { return scores[token * K + part]; },
+      [&] { place_x(x + token * K * COLUMNS, nullptr, room); }, [&](int part) { return scores[token * K + part]; },
       [&](int tile, auto total) {
         for (int i = threadIdx.x; i < TILE; i += THREADS) {
           int r = tile * TILE + i;

@@ -2,8 +2,8 @@
 
 use super::product::{Work, check_norm};
 use super::{
-    Activation, FORMAT, Format, KernelError, Launch, Norm, Operands, Plan, Prelude, Source, Type, Weights,
-    aligned, given, size,
+    Activation, FORMAT, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Prelude, Source, Type,
+    Weights, aligned, given, size,
 };
 
 const UP: &str = "zmlx_experts_up";
@@ -99,7 +99,7 @@ impl ExpertsUp {
         self.format.check(UP, self.columns)?;
         check_choice(UP, self.experts, self.k, self.rows, self.tokens)?;
         check_norm(UP, self.norm)?;
-        self.plan.check(UP, self.work())
+        self.plan.check(UP, true)
     }
 
     fn operands(&self, o: &ExpertsUpOperands) -> (Operands, String) {
@@ -134,7 +134,7 @@ impl ExpertsUp {
         prelude.int("ROWS", self.rows).int("K", self.k).int("RESIDUALS", 0);
         prelude.flag("BIAS", self.bias[0]).flag("BIAS2", self.bias[1]);
         let (operands, body) = self.operands(&ExpertsUpOperands::default());
-        let device = prelude.with(&[FORMAT, self.plan.text(), TEXT]);
+        let device = prelude.with(&[FORMAT, PRODUCT, TEXT]);
         Ok(Source { name: UP, params: operands.params, device, body, bounds: self.plan.bounds(1) })
     }
 
@@ -148,8 +148,8 @@ impl ExpertsUp {
         given(UP, "the bias of up", self.bias[1], &o.bias[1])?;
         aligned(UP, "x", o.x, 16)?;
         aligned(UP, "the norm's weights", o.norm.unwrap_or(0), 16)?;
-        o.gate.check(UP, &self.plan)?;
-        o.up.check(UP, &self.plan)?;
+        o.gate.check(UP)?;
+        o.up.check(UP)?;
         let tiles = self.rows.div_ceil(self.plan.tile(true)) * self.k;
         let bytes = 2 * self.tokens * self.k * self.rows * self.format.row_bytes(self.columns);
         Ok(Launch {
@@ -224,7 +224,7 @@ impl ExpertsDown {
         self.format.check(DOWN, self.columns)?;
         check_choice(DOWN, self.experts, self.k, self.rows, self.tokens)?;
         size(DOWN, "residuals", self.residuals, self.residuals <= 3, "3 at most")?;
-        self.plan.check(DOWN, self.work())
+        self.plan.check(DOWN, false)
     }
 
     fn operands(&self, o: &ExpertsDownOperands) -> (Operands, String) {
@@ -260,7 +260,7 @@ impl ExpertsDown {
         prelude.int("ROWS", self.rows).int("K", self.k).int("RESIDUALS", self.residuals);
         prelude.flag("BIAS", self.bias).flag("BIAS2", false);
         let (operands, body) = self.operands(&ExpertsDownOperands::default());
-        let device = prelude.with(&[FORMAT, self.plan.text(), TEXT]);
+        let device = prelude.with(&[FORMAT, PRODUCT, TEXT]);
         Ok(Source { name: DOWN, params: operands.params, device, body, bounds: self.plan.bounds(1) })
     }
 
@@ -274,7 +274,7 @@ impl ExpertsDown {
             return Err(KernelError::Operand { kernel: DOWN, what: "each residual" });
         }
         aligned(DOWN, "x", o.x, 16)?;
-        o.down.check(DOWN, &self.plan)?;
+        o.down.check(DOWN)?;
         let bytes = self.tokens * self.k * self.rows * self.format.row_bytes(self.columns);
         Ok(Launch {
             grid: [self.plan.blocks(self.rows.div_ceil(self.plan.tile(false))), self.tokens as u32, 1],

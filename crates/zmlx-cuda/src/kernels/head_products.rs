@@ -2,8 +2,8 @@
 
 use super::product::Work;
 use super::{
-    FORMAT, Format, KernelError, LatentAttend, Launch, MULTIPROCESSORS, Operands, Plan, Prelude, SHARED_MOST,
-    Source, Type, Weights, aligned, given, size,
+    FORMAT, Format, KernelError, LatentAttend, Launch, MULTIPROCESSORS, Operands, PRODUCT, Plan, Prelude,
+    SHARED_MOST, Source, Type, Weights, aligned, given, size,
 };
 
 const NAME: &str = "zmlx_head_products";
@@ -54,7 +54,7 @@ impl HeadProducts {
     /// Of rows `[tokens, heads, columns]`.
     pub fn new(heads: usize, [rows, columns]: [usize; 2], format: Format, tokens: usize) -> Self {
         let all = Work { rows: heads * rows, columns, parts: 1, tokens, paired: false, format };
-        let mut plan = Plan::on_floats(all);
+        let mut plan = Plan::new(all);
         // As many blocks a head as there are multiprocessors for it, with alike many rows.
         let blocks = (MULTIPROCESSORS as usize / heads.max(1)).max(1);
         let made = 32 / plan.lanes * plan.rows;
@@ -101,7 +101,7 @@ impl HeadProducts {
                 size(NAME, "parts", splits, (1..=256).contains(&splits), "1 to 256")?;
             }
         }
-        self.plan.check(NAME, self.work())
+        self.plan.check(NAME, false)
     }
 
     /// Floats of shared memory of the product, and of all.
@@ -139,7 +139,7 @@ impl HeadProducts {
         prelude.int("HEADS", self.heads).int("ROWS", self.rows).int("SPLITS", self.splits());
         prelude.int("X_TOKEN", token).int("X_HEAD", head).int("MIXED_AT", self.shared()?[0]);
         let (operands, body) = self.operands(&HeadProductsOperands::default());
-        let device = prelude.with(&[FORMAT, self.plan.text(), TEXT]);
+        let device = prelude.with(&[FORMAT, PRODUCT, TEXT]);
         let bounds = self.plan.bounds(self.tokens);
         Ok(Source { name: NAME, params: operands.params, device, body, bounds })
     }
@@ -152,7 +152,7 @@ impl HeadProducts {
         given(NAME, "what the parts count", self.splits() > 0, &o.stats)?;
         aligned(NAME, "x", o.x, 16)?;
         aligned(NAME, "what the parts count", o.stats.unwrap_or(0), 16)?;
-        o.weights.check(NAME, &self.plan)?;
+        o.weights.check(NAME)?;
         let tiles = self.rows.div_ceil(self.plan.tile(false));
         let most = (MULTIPROCESSORS as usize * self.plan.resident / self.heads).max(1);
         Ok(Launch {

@@ -43,7 +43,7 @@ pub use short_conv::{ShortConv, ShortConvOperands};
 use std::fmt::{Display, Write};
 
 use next::ARGMAX;
-use product::{COMMON, FORMAT};
+use product::{COMMON, FORMAT, PRODUCT};
 
 /// Multiprocessors that grids are cut for, where a kernel's plan says nothing else.
 pub const MULTIPROCESSORS: u32 = 132;

@@ -132,17 +132,10 @@ DEVICE void place_row(const float* x, float factor, const float* weight, int row
   }
 }
 
-// What place_x takes along from before the wait: nothing but where the norm's weights are.
-struct Ahead {
-  const float* weight;
-};
-DEVICE Ahead ahead(const float* weight) { return Ahead{weight}; }
-
 DEVICE float square_sum(float4 v) { return v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w); }
 
 // All rows of x into shared memory, normalised if they are to be. The caller's barrier comes after it.
-DEVICE void place_x(const float* x, const Ahead& norm, const Room& room) {
-  const float* weight = norm.weight;
+DEVICE void place_x(const float* x, const float* weight, const Room& room) {
   constexpr int N = COLUMNS / 4;
   if (NORM && X_ROWS == 1) {
     float sum = 0.0f;

@@ -4,10 +4,7 @@ use super::{KernelError, Operands, Prelude, SHARED_MOST, Type, aligned, finite, 
 
 pub(super) const COMMON: &str = include_str!("common.cuh");
 pub(super) const FORMAT: &str = include_str!("format.cuh");
-const PRODUCT: &str = include_str!("product.cuh");
-const TENSOR: &str = include_str!("tensor.cuh");
-/// Columns of a step of the tensor cores' text.
-const STEP: usize = 256;
+pub(super) const PRODUCT: &str = include_str!("product.cuh");
 
 /// Types of floats in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -149,12 +146,8 @@ pub struct Weights {
 }
 
 impl Weights {
-    pub(super) fn check(&self, kernel: &'static str, plan: &Plan) -> Result<(), KernelError> {
-        aligned(kernel, "a matrix", self.codes, 16)?;
-        // Asynchronous copies bring 16 bytes of scales at once.
-        let to = if plan.tensor() { 16 } else { 1 };
-        aligned(kernel, "the scales of a matrix", self.scales, to)?;
-        aligned(kernel, "the biases of a matrix", self.biases, to)
+    pub(super) fn check(&self, kernel: &'static str) -> Result<(), KernelError> {
+        aligned(kernel, "a matrix", self.codes, 16)
     }
 }
 
@@ -208,16 +201,15 @@ impl Activation {
 /// How a product is cut. The kernels' constructors choose; all fields may be changed to try others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Plan {
-    /// Lanes that share a row: 4 for tensor cores (affine 4-bit codes, a multiple of 256 columns), else 8, 16 or 32.
+    /// Lanes that share a row: 8, 16 or 32.
     pub lanes: usize,
-    /// Rows that a lane works on at once: 1, 2, 4 or 8 (rows of both matrices where there are two); 2 or more for tensor
-    /// cores.
+    /// Rows that a lane works on at once: 1, 2, 4 or 8 (rows of both matrices where there are two).
     pub rows: usize,
     /// Warps that share the columns of a row.
     pub split: usize,
     /// Warps of a block, a multiple of `split`.
     pub warps: usize,
-    /// Chunks of columns that are asked for at once; for tensor cores steps of 256 columns that are on their way.
+    /// Chunks of columns that are asked for at once.
     pub depth: usize,
     /// Blocks that a multiprocessor holds.
     pub resident: usize,
@@ -239,69 +231,9 @@ pub(super) struct Work {
     pub format: Format,
 }
 
-impl Work {
-    /// Whether tensor cores can do it.
-    fn tensor(&self) -> bool {
-        let affine = matches!(self.format, Format::Affine { bits: 4, group, .. } if group <= 128);
-        affine && self.columns > 0 && self.columns.is_multiple_of(STEP)
-    }
-}
-
 impl Plan {
-    /// On tensor cores where they can be, else on the other units.
-    pub(super) fn new(work: Work) -> Self {
-        if work.tensor() { Self::on_tensor_cores(work) } else { Self::on_floats(work) }
-    }
-
-    /// Tiles of 16 rows of matrices a group of warps, and all the bytes of a small launch on their way at once.
-    fn on_tensor_cores(work: Work) -> Self {
-        let rows = 2;
-        let steps = work.columns / STEP * work.parts;
-        let matrices = if work.paired { 2 } else { 1 };
-        let tiles = (work.rows * matrices).div_ceil(8 * rows);
-        let each = tiles.div_ceil(super::MULTIPROCESSORS as usize);
-        // Up to 14 warps share a row of which a multiprocessor has one or two; where there are many rows, fewer warps do,
-        // and meet less often.
-        let most = if each > 16 {
-            4
-        } else if each > 2 {
-            8
-        } else {
-            14
-        };
-        let split = (1..=most).rev().min_by_key(|s| (steps.div_ceil(*s) * s - steps, most - s)).unwrap_or(1);
-        let groups = (8 / split).clamp(1, each);
-        let warps = split * groups;
-        // Many rows of x need the registers of all.
-        let most = if work.tokens > 2 {
-            1
-        } else if warps <= 8 {
-            3
-        } else {
-            2
-        };
-        let resident = each.div_ceil(groups).clamp(1, most);
-        let rounds = each.div_ceil(groups * resident);
-        let depth = (steps.div_ceil(split) * rounds).clamp(1, 4);
-        let mut plan = Self { lanes: 4, rows, split, warps, depth, resident };
-        while plan.depth > 1 && plan.shared_bytes(work) * plan.resident > SHARED_MOST {
-            plan.depth -= 1;
-        }
-        plan
-    }
-
-    /// Whether this is a plan for tensor cores.
-    pub(super) fn tensor(&self) -> bool {
-        self.lanes == 4
-    }
-
-    /// The text of the product.
-    pub(super) fn text(&self) -> &'static str {
-        if self.tensor() { TENSOR } else { PRODUCT }
-    }
-
     /// Lanes by the least waste at the end of a row, then as many rows as there are for every multiprocessor.
-    pub(super) fn on_floats(work: Work) -> Self {
+    pub(super) fn new(work: Work) -> Self {
         let units = work.columns / work.format.codes();
         let padded = |lanes: usize| units.div_ceil(lanes) * lanes;
         let lanes = [32, 16, 8].into_iter().min_by_key(|&l| padded(l)).unwrap_or(32);
@@ -326,12 +258,7 @@ impl Plan {
     /// Threads of a block and blocks a multiprocessor: fewer where many rows of x need registers.
     pub(super) fn bounds(&self, tokens: usize) -> [u32; 2] {
         // Small blocks leave registers for a block of the next launch, which begins early.
-        let least = match self.warps {
-            9.. => 1,
-            // 80 registers a thread.
-            _ if self.tensor() => 3,
-            _ => 2,
-        };
+        let least = if self.warps <= 8 { 2 } else { 1 };
         [32 * self.warps as u32, if tokens > 2 { 1 } else { self.resident.max(least) as u32 }]
     }
 
@@ -346,20 +273,12 @@ impl Plan {
         tiles.div_ceil(tiles.div_ceil(resident)) as u32
     }
 
-    pub(super) fn check(&self, kernel: &'static str, work: Work) -> Result<(), KernelError> {
+    pub(super) fn check(&self, kernel: &'static str, paired: bool) -> Result<(), KernelError> {
         let Self { lanes, rows, split, warps, depth, resident } = *self;
-        let good = [8, 16, 32].contains(&lanes) || (self.tensor() && work.tensor());
-        let must = "8, 16 or 32, or 4 where codes are affine of 4 bits and columns a multiple of 256";
-        size(kernel, "lanes a row", lanes, good, must)?;
-        let least = if work.paired || self.tensor() { 2 } else { 1 };
+        size(kernel, "lanes a row", lanes, [8, 16, 32].contains(&lanes), "8, 16 or 32")?;
+        let least = if paired { 2 } else { 1 };
         let good = rows.is_power_of_two() && (least..=8).contains(&rows);
-        size(
-            kernel,
-            "rows a lane",
-            rows,
-            good,
-            "a power of two up to 8, two at least for two matrices or tensor cores",
-        )?;
+        size(kernel, "rows a lane", rows, good, "a power of two up to 8, two at least for two matrices")?;
         size(kernel, "warps", warps, (1..=32).contains(&warps), "1 to 32")?;
         size(
             kernel,
@@ -383,14 +302,6 @@ impl Plan {
 
     /// Bytes of shared memory, as `room_of` in the text has it.
     pub(super) fn shared(&self, work: Work, kernel: &'static str) -> Result<u32, KernelError> {
-        let bytes = self.shared_bytes(work);
-        if bytes > SHARED_MOST {
-            return Err(KernelError::Shared { kernel, got: bytes, most: SHARED_MOST });
-        }
-        Ok(bytes as u32)
-    }
-
-    fn shared_bytes(&self, work: Work) -> usize {
         let codes = work.format.codes();
         let units = (work.columns / codes).div_ceil(self.lanes) * self.lanes;
         let rows = work.tokens * work.parts;
@@ -398,14 +309,10 @@ impl Plan {
         let matrices = if work.paired { 2 } else { 1 };
         let parts = 4 * 2 * self.split * matrices * self.tile(work.paired) * work.tokens;
         let bytes = 4 * rows * units * codes + sums + parts + 4 * self.warps.max(rows);
-        match work.format {
-            Format::Affine { group, scales, .. } if self.tensor() => {
-                let stage = self.rows / 2 * (2048 + 32 * (STEP / group * scales.size()));
-                // Sums there are of one kind only.
-                bytes - 4 * rows * units + 512 + self.warps * self.depth * stage
-            }
-            _ => bytes,
+        if bytes > SHARED_MOST {
+            return Err(KernelError::Shared { kernel, got: bytes, most: SHARED_MOST });
         }
+        Ok(bytes as u32)
     }
 }
 

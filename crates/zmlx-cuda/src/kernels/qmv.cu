@@ -18,7 +18,6 @@ DEVICE void qmv(const float* x, const float* norm, Rows w, const float* bias, co
                 const float* residual, float* out, Next next) {
   extern __shared__ __align__(16) float pool[];
   Room room = room_of(pool);
-  const Ahead early = ahead(norm);
   constexpr int TILES = (ROWS + TILE - 1) / TILE;
   // Threads of a block are a multiple of the rows of x wherever keys are kept: a thread meets one row only.
   u64 best = 0;
@@ -32,7 +31,7 @@ DEVICE void qmv(const float* x, const float* norm, Rows w, const float* bias, co
         return w.first;
       },
       [&](int tile, int local) { return static_cast<u64>(min(tile * TILE + local, ROWS - 1)); },
-      [&] { place_x(x, early, room); }, [](int) { return 1.0f; },
+      [&] { place_x(x, norm, room); }, [](int) { return 1.0f; },
       [&](int tile, auto total) {
         for (int i = threadIdx.x; i < TILE * TOKENS; i += THREADS) {
           int local = i / TOKENS, t = i % TOKENS, r = tile * TILE + local;

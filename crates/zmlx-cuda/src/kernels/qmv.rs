@@ -2,8 +2,8 @@
 
 use super::product::{Work, check_norm};
 use super::{
-    ARGMAX, Activation, FORMAT, Format, KernelError, Launch, Next, NextOperands, Norm, Operands, Plan,
-    Prelude, Source, Type, Weights, aligned, given, size,
+    ARGMAX, Activation, FORMAT, Format, KernelError, Launch, Next, NextOperands, Norm, Operands, PRODUCT,
+    Plan, Prelude, Source, Type, Weights, aligned, given, size,
 };
 
 const NAME: &str = "zmlx_qmv";
@@ -116,7 +116,7 @@ impl Qmv {
         size(NAME, "biases of a second matrix", second, second == 0 || self.activation.is_some(), "0")?;
         check_norm(NAME, self.norm)?;
         self.next.map_or(Ok(()), |next| next.check(NAME, self.tokens))?;
-        self.plan.check(NAME, self.work())
+        self.plan.check(NAME, self.activation.is_some())
     }
 
     fn operands(&self, o: &QmvOperands) -> (Operands, String) {
@@ -178,7 +178,7 @@ impl Qmv {
         Ok(Source {
             name: NAME,
             params: operands.params,
-            device: prelude.with(&[FORMAT, self.plan.text(), ARGMAX, TEXT]),
+            device: prelude.with(&[FORMAT, PRODUCT, ARGMAX, TEXT]),
             body,
             bounds: self.plan.bounds(self.tokens),
         })
@@ -200,9 +200,9 @@ impl Qmv {
         given(NAME, "what follows a token", self.next.is_some(), &o.next)?;
         aligned(NAME, "x", o.x, 16)?;
         aligned(NAME, "the norm's weights", o.norm.unwrap_or(0), 16)?;
-        o.weights.check(NAME, &self.plan)?;
-        o.second.unwrap_or_default().check(NAME, &self.plan)?;
-        o.third.unwrap_or_default().check(NAME, &self.plan)?;
+        o.weights.check(NAME)?;
+        o.second.unwrap_or_default().check(NAME)?;
+        o.third.unwrap_or_default().check(NAME)?;
         let matrices = if self.activation.is_some() { 2 } else { 1 };
         Ok(Launch {
             grid: [self.plan.blocks(self.rows.div_ceil(self.plan.tile(matrices == 2))), 1, 1],

@@ -3,12 +3,11 @@ DEVICE void router(const float* x, const float* norm, Matrix w, const float* bia
                    u32* arrived, int* indices, float* weights) {
   extern __shared__ __align__(16) float pool[];
   Room room = room_of(pool);
-  const Ahead early = ahead(norm);
   constexpr int TILES = (EXPERTS + TILE - 1) / TILE;
   products<true>(
       TILES, room, [&](int, int, int, int) { return w; },
       [&](int tile, int local) { return static_cast<u64>(min(tile * TILE + local, EXPERTS - 1)); },
-      [&] { place_x(x, early, room); }, [](int) { return 1.0f; },
+      [&] { place_x(x, norm, room); }, [](int) { return 1.0f; },
       [&](int tile, auto total) {
         for (int i = threadIdx.x; i < TILE * TOKENS; i += THREADS) {
           int r = tile * TILE + i / TOKENS, t = i % TOKENS;

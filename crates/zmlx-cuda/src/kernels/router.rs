@@ -2,8 +2,8 @@
 
 use super::product::{Work, check_norm};
 use super::{
-    FORMAT, Format, KernelError, Launch, Norm, Operands, Plan, Prelude, Source, Type, Weights, aligned,
-    finite, given, size,
+    FORMAT, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Prelude, Source, Type, Weights,
+    aligned, finite, given, size,
 };
 
 const ROUTER: &str = "zmlx_router";
@@ -210,7 +210,7 @@ impl Router {
         self.format.check(ROUTER, self.columns)?;
         size(ROUTER, "rows of x", self.tokens, (1..=8).contains(&self.tokens), "1 to 8")?;
         check_norm(ROUTER, self.norm)?;
-        self.plan.check(ROUTER, self.work())
+        self.plan.check(ROUTER, false)
     }
 
     fn operands(&self, o: &RouterOperands) -> (Operands, String) {
@@ -245,7 +245,7 @@ impl Router {
         self.select.constants(&mut prelude);
         prelude.flag("BIAS", self.bias);
         let (operands, body) = self.operands(&RouterOperands::default());
-        let device = prelude.with(&[FORMAT, self.plan.text(), SELECT, ROUTER_TEXT]);
+        let device = prelude.with(&[FORMAT, PRODUCT, SELECT, ROUTER_TEXT]);
         let bounds = self.plan.bounds(self.tokens);
         Ok(Source { name: ROUTER, params: operands.params, device, body, bounds })
     }
@@ -260,7 +260,7 @@ impl Router {
         given(ROUTER, "the bias of the choice", self.select.bias, &o.select.bias)?;
         aligned(ROUTER, "x", o.x, 16)?;
         aligned(ROUTER, "the norm's weights", o.norm.unwrap_or(0), 16)?;
-        o.matrix.check(ROUTER, &self.plan)?;
+        o.matrix.check(ROUTER)?;
         // The last block ranks in what held x before.
         let ranks = if self.select.groups.is_some() { 4 * self.plan.warps * self.select.experts } else { 0 };
         Ok(Launch {

@@ -4,7 +4,6 @@ DEVICE void short_conv(const float* x, const float* norm, Matrix w, const float*
                        const float* conv_bias, float* state, float* out) {
   extern __shared__ __align__(16) float pool[];
   Room room = room_of(pool);
-  const Ahead early = ahead(norm);
   static_assert(TILE % 3 == 0, "three rows a channel");
   constexpr int EACH = TILE / 3, TILES = (CHANNELS + EACH - 1) / EACH;
   products<true>(
@@ -12,7 +11,7 @@ DEVICE void short_conv(const float* x, const float* norm, Matrix w, const float*
       [&](int tile, int local) {
         return static_cast<u64>(local % 3 * CHANNELS + min(tile * EACH + local / 3, CHANNELS - 1));
       },
-      [&] { place_x(x, early, room); }, [](int) { return 1.0f; },
+      [&] { place_x(x, norm, room); }, [](int) { return 1.0f; },
       [&](int tile, auto total) {
         for (int i = threadIdx.x; i < EACH * SEQUENCES; i += THREADS) {
           int local = i % EACH, sequence = i / EACH, channel = tile * EACH + local;

@@ -2,8 +2,8 @@
 
 use super::product::{Work, check_norm};
 use super::{
-    FORMAT, Format, KernelError, Launch, Norm, Operands, Plan, Prelude, Source, Type, Weights, aligned,
-    given, size,
+    FORMAT, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Prelude, Source, Type, Weights,
+    aligned, given, size,
 };
 
 const NAME: &str = "zmlx_short_conv";
@@ -75,13 +75,6 @@ impl ShortConv {
             plan.split * n <= 16 && (3 * channels).div_ceil(n * 32 / plan.lanes * plan.rows) >= 120
         };
         plan.warps = plan.split * if groups(6) { 6 } else { 3 };
-        if plan.tensor() {
-            // Fewer warps with more on their way leave registers for the next launch.
-            let steps = columns / 256;
-            plan.split = (1..=4).rev().find(|s| steps.is_multiple_of(*s)).unwrap_or(1);
-            plan.warps = 3 * plan.split;
-            plan.depth = (steps / plan.split).min(4);
-        }
         let tiles = (3 * channels).div_ceil(plan.tile(false));
         plan.resident = tiles.div_ceil(super::MULTIPROCESSORS as usize).clamp(1, (32 / plan.warps).max(1));
         Self {
@@ -110,7 +103,7 @@ impl ShortConv {
         size(NAME, "rows of x", tokens, (1..=8).contains(&tokens), "1 to 8")?;
         size(NAME, "taps", self.taps, (2..=8).contains(&self.taps), "2 to 8")?;
         check_norm(NAME, self.norm)?;
-        self.plan.check(NAME, self.work())?;
+        self.plan.check(NAME, false)?;
         let rows = self.plan.tile(false);
         size(NAME, "rows a block", rows, rows.is_multiple_of(3), "a multiple of 3")
     }
@@ -145,7 +138,7 @@ impl ShortConv {
         prelude.int("CHANNELS", self.channels).int("TAPS", self.taps).int("SEQUENCES", self.sequences);
         prelude.int("LENGTH", self.length).flag("BIAS", self.bias).flag("CONV_BIAS", self.conv_bias);
         let (operands, body) = self.operands(&ShortConvOperands::default());
-        let device = prelude.with(&[FORMAT, self.plan.text(), TEXT]);
+        let device = prelude.with(&[FORMAT, PRODUCT, TEXT]);
         let bounds = self.plan.bounds(self.sequences * self.length);
         Ok(Source { name: NAME, params: operands.params, device, body, bounds })
     }
@@ -160,7 +153,7 @@ impl ShortConv {
         given(NAME, "the convolution's bias", self.conv_bias, &o.conv_bias)?;
         aligned(NAME, "x", o.x, 16)?;
         aligned(NAME, "the norm's weights", o.norm.unwrap_or(0), 16)?;
-        o.matrix.check(NAME, &self.plan)?;
+        o.matrix.check(NAME)?;
         Ok(Launch {
             grid: [self.plan.blocks(self.channels.div_ceil(self.plan.tile(false) / 3)), 1, 1],
             block: [32 * self.plan.warps as u32, 1, 1],
