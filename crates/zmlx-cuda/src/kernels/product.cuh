@@ -4,10 +4,12 @@
 // times ROWS_A_LANE rows at once, and SPLIT warps of a block share the columns: each takes every SPLIT-th chunk of LANES
 // units. Their sums meet in shared memory and are added in one order.
 //
-// Rows of x lie in shared memory as float4 ("quads"), in the order in which lanes read them. Affine codes are turned into
-// floats by placing their bits in the mantissa of 1.0: a code q becomes 1 + q / 16 or 1 + q / 256, and x holds 16 x or
-// 256 x in its place. So sum(q x) = sum(q' x') - sum(x'), two integer instructions and a half and one fused
-// multiply-add a code; the sums of x and x' a unit are made once.
+// Rows of x lie in shared memory as float4 ("quads"), in the order in which lanes read them. Affine codes become floats where
+// they are: bits p .. p + 3 of a word, the others masked out, are the subnormal number q 2^(p - 149), which is exact, and x
+// holds x 2^(77 - p) in its place. So each product is q x 2^-72, rounded as q x is, for an integer instruction (and a shift
+// of half a word) and a fused multiply-add a code. Multiply-adds take subnormal numbers at full speed unless the text is
+// compiled to flush them, which it must not be. |x| may be as large as 2^50; below 2^-54 products lose bits. The sum of x
+// a unit, for the biases, is made once.
 
 constexpr int UNITS = COLUMNS / CODES;
 constexpr int CHUNKS = (UNITS + LANES - 1) / LANES;
@@ -34,31 +36,33 @@ struct Unit {
 // The shared memory of a block; the host knows its size.
 struct Room {
   float4* x;
-  float2* sums;  // of x' and x, a unit
+  float* sums;   // of x, a unit
   float* parts;  // [2][SPLIT][MATRICES * TILE][TOKENS]
   float* norms;  // a float a warp or row
 };
 DEVICE Room room_of(float* pool) {
   Room r;
   r.x = reinterpret_cast<float4*>(pool);
-  r.sums = reinterpret_cast<float2*>(pool + X_ROWS * X_QUADS * 4);
-  r.parts = reinterpret_cast<float*>(r.sums + (AFFINE ? X_ROWS * X_UNITS : 0));
+  r.sums = pool + X_ROWS * X_QUADS * 4;
+  r.parts = r.sums + (AFFINE ? X_ROWS * X_UNITS : 0);
   r.norms = r.parts + 2 * SPLIT * MATRICES * TILE * TOKENS;
   return r;
 }
 
 DEVICE u32 word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-DEVICE float in_one(u32 v, u32 mask) { return __uint_as_float((v & mask) | 0x3f800000u); }
+DEVICE float masked(u32 v, u32 mask) { return __uint_as_float(v & mask); }
+// What takes products with codes back to their size.
+constexpr float CODE_FACTOR = AFFINE ? 0x1p72f : FORMAT == MXFP4 ? 0x1p14f : 1.0f;
 
 // Floats for codes 4 q .. 4 q + 3 of a unit.
 DEVICE float4 decode(const uint4& v, int q) {
   if (FORMAT == AFFINE4) {
-    u32 w = word(v, q / 2), a = q % 2 ? w >> 1 : w << 15, b = q % 2 ? w >> 9 : w << 7;
-    return make_float4(in_one(a, 0x78000u), in_one(a, 0x780000u), in_one(b, 0x78000u), in_one(b, 0x780000u));
+    u32 w = word(v, q / 2) >> 16 * (q % 2);
+    return make_float4(masked(w, 0xfu), masked(w, 0xf0u), masked(w, 0xf00u), masked(w, 0xf000u));
   }
   if (FORMAT == AFFINE8) {
-    u32 w = word(v, q), m = 0x7f8000u;
-    return make_float4(in_one(w << 15, m), in_one(w << 7, m), in_one(w >> 1, m), in_one(w >> 9, m));
+    u32 w = word(v, q), h = w >> 16;
+    return make_float4(masked(w, 0xffu), masked(w, 0xff00u), masked(h, 0xffu), masked(h, 0xff00u));
   }
   if (FORMAT == MXFP4) {
     // Sign and magnitude of an e2m1 at the top of a binary16 are its value over 2^14; two at a time.
@@ -82,8 +86,8 @@ DEVICE float4 decode(const uint4& v, int q) {
 
 // What decode's floats are multiplied with.
 DEVICE float4 prescaled(float4 x) {
-  if (FORMAT == AFFINE4) return make_float4(256.0f * x.x, 16.0f * x.y, 256.0f * x.z, 16.0f * x.w);
-  if (FORMAT == AFFINE8) return make_float4(256.0f * x.x, 256.0f * x.y, 256.0f * x.z, 256.0f * x.w);
+  if (FORMAT == AFFINE4) return make_float4(0x1p77f * x.x, 0x1p73f * x.y, 0x1p69f * x.z, 0x1p65f * x.w);
+  if (FORMAT == AFFINE8) return make_float4(0x1p77f * x.x, 0x1p69f * x.y, 0x1p77f * x.z, 0x1p69f * x.w);
   return x;
 }
 
@@ -117,17 +121,13 @@ DEVICE void place_row(const float* x, float factor, const float* weight, int row
         v = make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w);
       }
     }
-    float4 p = prescaled(v);
-    room.x[row * X_QUADS + quad_at(unit / LANES, q, unit % LANES)] = p;
+    room.x[row * X_QUADS + quad_at(unit / LANES, q, unit % LANES)] = prescaled(v);
     if (AFFINE) {
       // The quads of a unit lie in neighbouring lanes.
-      float sum = v.x + v.y + (v.z + v.w), scaled = p.x + p.y + (p.z + p.w);
+      float sum = v.x + v.y + (v.z + v.w);
 #pragma unroll
-      for (int n = 1; n < QUADS; n *= 2) {
-        sum += __shfl_xor_sync(ALL_LANES, sum, n);
-        scaled += __shfl_xor_sync(ALL_LANES, scaled, n);
-      }
-      if (q == 0) room.sums[row * X_UNITS + unit] = make_float2(scaled, sum);
+      for (int n = 1; n < QUADS; n *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, n);
+      if (q == 0) room.sums[row * X_UNITS + unit] = sum;
     }
   }
 }
@@ -166,14 +166,7 @@ DEVICE void add_batch(const Unit (&units)[BATCH][ROWS_A_LANE], int chunk, int la
     int at = chunk + s * SPLIT;
     if (ALL_CHUNKS % (SPLIT * BATCH) != 0 && at >= ALL_CHUNKS) break;
     int part = PARTS == 1 ? 0 : at / CHUNKS, c = PARTS == 1 ? at : at % CHUNKS;
-    float a[TOKENS][ROWS_A_LANE];
-#pragma unroll
-    for (int t = 0; t < TOKENS; t++) {
-#pragma unroll
-      for (int r = 0; r < ROWS_A_LANE; r++) {
-        a[t][r] = AFFINE ? -room.sums[(t * PARTS + part) * X_UNITS + c * LANES + lane].x : 0.0f;
-      }
-    }
+    float a[TOKENS][ROWS_A_LANE] = {};
 #pragma unroll
     for (int q = 0; q < QUADS; q++) {
       float4 w[ROWS_A_LANE];
@@ -195,8 +188,8 @@ DEVICE void add_batch(const Unit (&units)[BATCH][ROWS_A_LANE], int chunk, int la
       float bias = AFFINE ? scale_value(units[s][r].bias) : 0.0f;
 #pragma unroll
       for (int t = 0; t < TOKENS; t++) {
-        float y = FORMAT == MXFP4 ? a[t][r] * 16384.0f * scale : scale * a[t][r];
-        if (AFFINE) y = fmaf(bias, room.sums[(t * PARTS + part) * X_UNITS + c * LANES + lane].y, y);
+        float y = a[t][r] * CODE_FACTOR * scale;
+        if (AFFINE) y = fmaf(bias, room.sums[(t * PARTS + part) * X_UNITS + c * LANES + lane], y);
         sums[t][r] += score * y;
       }
     }

@@ -305,7 +305,7 @@ impl Plan {
         let codes = work.format.codes();
         let units = (work.columns / codes).div_ceil(self.lanes) * self.lanes;
         let rows = work.tokens * work.parts;
-        let sums = if matches!(work.format, Format::Affine { .. }) { 8 * rows * units } else { 0 };
+        let sums = if matches!(work.format, Format::Affine { .. }) { 4 * rows * units } else { 0 };
         let matrices = if work.paired { 2 } else { 1 };
         let parts = 4 * 2 * self.split * matrices * self.tile(work.paired) * work.tokens;
         let bytes = 4 * rows * units * codes + sums + parts + 4 * self.warps.max(rows);
