@@ -1,6 +1,6 @@
 //! Products with the experts that a router has chosen.
 
-use super::product::{Work, check_norm};
+use super::product::{Work, activation_constants, check_norm};
 use super::{
     Activation, FORMAT, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Prelude, Source, Type,
     Weights, aligned, given, size,
@@ -130,7 +130,7 @@ impl ExpertsUp {
         self.check()?;
         let mut prelude = Prelude::default();
         self.plan.constants(self.work(), self.norm, &mut prelude);
-        Activation::constants(Some(self.activation), UP, &mut prelude)?;
+        activation_constants(Some(self.activation), UP, &mut prelude)?;
         prelude.int("ROWS", self.rows).int("K", self.k).int("RESIDUALS", 0);
         prelude.flag("BIAS", self.bias[0]).flag("BIAS2", self.bias[1]);
         let (operands, body) = self.operands(&ExpertsUpOperands::default());
@@ -256,7 +256,7 @@ impl ExpertsDown {
         self.check()?;
         let mut prelude = Prelude::default();
         self.plan.constants(self.work(), None, &mut prelude);
-        Activation::constants(None, DOWN, &mut prelude)?;
+        activation_constants(None, DOWN, &mut prelude)?;
         prelude.int("ROWS", self.rows).int("K", self.k).int("RESIDUALS", self.residuals);
         prelude.flag("BIAS", self.bias).flag("BIAS2", false);
         let (operands, body) = self.operands(&ExpertsDownOperands::default());

@@ -35,10 +35,11 @@ pub use heads::{Angles, CacheOperands, Finish, Growth, Heads, HeadsOperands, Raw
 pub use latent::{LatentAttend, LatentOperands};
 pub use next::{Argmax, Next, NextOperands};
 pub use plain::{Embed, Plain, PlainOp, PlainOperands};
-pub use product::{Activation, Float, Format, Norm, Plan, Weights};
+pub use product::{Float, Format, Norm, Plan, Weights};
 pub use qmv::{Qmv, QmvOperands};
 pub use router::{Groups, Route, Router, RouterOperands, Scores, Select, SelectOperands};
 pub use short_conv::{ShortConv, ShortConvOperands};
+pub use zmlx_engine::stages::Activation;
 
 use std::fmt::{Display, Write};
 

@@ -1,6 +1,6 @@
 //! What products with quantised matrices have in common: formats, how work is cut, constants.
 
-use super::{KernelError, Operands, Prelude, SHARED_MOST, Type, aligned, finite, size};
+use super::{Activation, KernelError, Operands, Prelude, SHARED_MOST, Type, aligned, finite, size};
 
 pub(super) const COMMON: &str = include_str!("common.cuh");
 pub(super) const FORMAT: &str = include_str!("format.cuh");
@@ -160,42 +160,23 @@ pub struct Norm {
     pub weight: bool,
 }
 
-/// The activation between the two products of a gated feed-forward part.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Activation {
-    /// `g * sigmoid(g) * u`
-    Silu,
-    /// GELU with tanh of `g`, times `u`.
-    GeluTanh,
-    /// GELU with erf of `g`, times `u`.
-    GeluErf,
-    /// `g * sigmoid(alpha * g) * (1 + u)`, where `g` is at most `limit` and `u` within `-limit..limit`.
-    ClampedSwiGlu {
-        /// Steepness of the sigmoid.
-        alpha: f32,
-        /// Where gate and up are cut off.
-        limit: f32,
-    },
-}
-
-impl Activation {
-    pub(super) fn constants(
-        activation: Option<Self>,
-        kernel: &'static str,
-        to: &mut Prelude,
-    ) -> Result<(), KernelError> {
-        let (name, alpha, limit) = match activation {
-            None => ("ACT_NONE", 0.0, 0.0),
-            Some(Self::Silu) => ("ACT_SILU", 0.0, 0.0),
-            Some(Self::GeluTanh) => ("ACT_GELU_TANH", 0.0, 0.0),
-            Some(Self::GeluErf) => ("ACT_GELU_ERF", 0.0, 0.0),
-            Some(Self::ClampedSwiGlu { alpha, limit }) => ("ACT_CLAMPED", alpha, limit),
-        };
-        finite(kernel, "alpha", alpha)?;
-        finite(kernel, "limit", limit)?;
-        to.int("ACTIVATION", name).float("ALPHA", alpha).float("LIMIT", limit);
-        Ok(())
-    }
+/// Names the activation between two products, if there is one, for the text.
+pub(super) fn activation_constants(
+    activation: Option<Activation>,
+    kernel: &'static str,
+    to: &mut Prelude,
+) -> Result<(), KernelError> {
+    let (name, alpha, limit) = match activation {
+        None => ("ACT_NONE", 0.0, 0.0),
+        Some(Activation::Silu) => ("ACT_SILU", 0.0, 0.0),
+        Some(Activation::GeluTanh) => ("ACT_GELU_TANH", 0.0, 0.0),
+        Some(Activation::GeluErf) => ("ACT_GELU_ERF", 0.0, 0.0),
+        Some(Activation::ClampedSwiGlu { alpha, limit }) => ("ACT_CLAMPED", alpha, limit),
+    };
+    finite(kernel, "alpha", alpha)?;
+    finite(kernel, "limit", limit)?;
+    to.int("ACTIVATION", name).float("ALPHA", alpha).float("LIMIT", limit);
+    Ok(())
 }
 
 /// How a product is cut. The kernels' constructors choose; all fields may be changed to try others.

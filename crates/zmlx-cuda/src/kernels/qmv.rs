@@ -1,6 +1,6 @@
 //! Products of a few rows with a matrix, alone or as a gated pair.
 
-use super::product::{Work, check_norm};
+use super::product::{Work, activation_constants, check_norm};
 use super::{
     ARGMAX, Activation, FORMAT, Format, KernelError, Launch, Next, NextOperands, Norm, Operands, PRODUCT,
     Plan, Prelude, Source, Type, Weights, aligned, given, size,
@@ -168,7 +168,7 @@ impl Qmv {
         self.check()?;
         let mut prelude = Prelude::default();
         self.plan.constants(self.work(), self.norm, &mut prelude);
-        Activation::constants(self.activation, NAME, &mut prelude)?;
+        activation_constants(self.activation, NAME, &mut prelude)?;
         let [second, third] = self.stacked;
         prelude.int("ROWS_0", self.rows - second - third).int("ROWS_1", second);
         prelude.int("ROWS", self.rows).flag("BIAS", self.bias[0]).flag("BIAS2", self.bias[1]);

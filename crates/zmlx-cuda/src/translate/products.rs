@@ -1,21 +1,10 @@
 //! Products: alone, as gated pairs, and with experts.
 
-use zmlx_engine::stages::{self, Activation as StageActivation, Norm as StageNorm};
+use zmlx_engine::stages::{self, Norm as StageNorm};
 
 use super::{TOKENS, Translator, made};
 use crate::error::{CudaError, Result};
-use crate::kernels::{
-    Activation, ExpertsDown, ExpertsDownOperands, ExpertsUp, ExpertsUpOperands, Qmv, QmvOperands,
-};
-
-pub(super) fn activation(activation: StageActivation) -> Activation {
-    match activation {
-        StageActivation::Silu => Activation::Silu,
-        StageActivation::GeluTanh => Activation::GeluTanh,
-        StageActivation::GeluErf => Activation::GeluErf,
-        StageActivation::ClampedSwiGlu { alpha, limit } => Activation::ClampedSwiGlu { alpha, limit },
-    }
-}
+use crate::kernels::{ExpertsDown, ExpertsDownOperands, ExpertsUp, ExpertsUpOperands, Qmv, QmvOperands};
 
 impl<'a> Translator<'a> {
     pub(super) fn linear(&mut self, stage: &stages::Linear) -> Result<()> {
@@ -155,11 +144,7 @@ impl<'a> Translator<'a> {
             out: self.buffer(stage.out)?,
         };
         let plain = Qmv::new(stage.gate.rows(), stage.gate.columns(), format, TOKENS);
-        let kernel = Qmv {
-            norm,
-            bias: operands.bias.map(|b| b.is_some()),
-            ..plain.gated(activation(stage.activation))
-        };
+        let kernel = Qmv { norm, bias: operands.bias.map(|b| b.is_some()), ..plain.gated(stage.activation) };
         self.push("gate + up + activation", made(kernel.source(), kernel.launch(&operands))?);
         Ok(())
     }
@@ -184,7 +169,7 @@ impl<'a> Translator<'a> {
         let kernel = ExpertsUp {
             norm,
             bias: operands.bias.map(|b| b.is_some()),
-            ..ExpertsUp::new(sizes, shape, format, TOKENS, activation(stage.activation))
+            ..ExpertsUp::new(sizes, shape, format, TOKENS, stage.activation)
         };
         self.push("experts gate + up + activation", made(kernel.source(), kernel.launch(&operands))?);
         Ok(())
