@@ -1,11 +1,10 @@
 //! Compiles CUDA text with NVRTC, the compiler that MLX uses on NVIDIA machines. No GPU is needed.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{fs, ptr};
 
-use libloading::Library;
+use zmlx_nvrtc::{Compiled, NvrtcError, Unit, in_folder};
 
 use crate::Error;
 use crate::compile::{cache_dir, readable};
@@ -29,38 +28,11 @@ const DEVICE: &str = concat!(
     include_str!("../simt/mlx_device.cuh"),
 );
 
-type Program = *mut c_void;
-type Create = unsafe extern "C" fn(
-    *mut Program,
-    *const c_char,
-    *const c_char,
-    c_int,
-    *const *const c_char,
-    *const *const c_char,
-) -> c_int;
-type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int;
-type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
-type Bytes = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
-type Destroy = unsafe extern "C" fn(*mut Program) -> c_int;
-
 /// A loaded NVRTC with its headers.
 #[derive(Debug)]
 pub struct Nvrtc {
-    library: Library,
-    path: PathBuf,
+    compiler: zmlx_nvrtc::Nvrtc,
     include: PathBuf,
-}
-
-/// Destroys a program when done.
-struct Owned<'a>(Program, &'a Nvrtc);
-
-impl Drop for Owned<'_> {
-    fn drop(&mut self) {
-        if let Ok(destroy) = self.1.function::<Destroy>(b"nvrtcDestroyProgram") {
-            // SAFETY: a program of this library, destroyed once.
-            unsafe { destroy(&mut self.0) };
-        }
-    }
 }
 
 impl Nvrtc {
@@ -88,23 +60,10 @@ impl Nvrtc {
     fn open(dir: &Path) -> Result<Self, Error> {
         let root = dir.join(ROOT);
         let lib = root.join("lib");
-        let found = fs::read_dir(&lib).ok().and_then(|files| {
-            files.flatten().map(|f| f.path()).find(|p| {
-                p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("libnvrtc.so"))
-            })
-        });
+        let found = in_folder(&lib);
         let path = found.ok_or_else(|| Error::NoNvrtc(format!("no libnvrtc in {}", lib.display())))?;
-        // SAFETY: NVIDIA's library; loading it has no effect beyond its own state.
-        let library = unsafe { Library::new(&path) }
-            .map_err(|e| Error::Load { path: path.clone(), message: e.to_string() })?;
-        Ok(Self { library, path, include: root.join("include") })
-    }
-
-    fn function<T: Copy>(&self, name: &[u8]) -> Result<T, Error> {
-        // SAFETY: callers name the type that NVRTC's header gives the function.
-        unsafe { self.library.get::<T>(name) }
-            .map(|f| *f)
-            .map_err(|e| Error::Load { path: self.path.clone(), message: e.to_string() })
+        let compiler = zmlx_nvrtc::Nvrtc::open(&path).map_err(failed)?;
+        Ok(Self { compiler, include: root.join("include") })
     }
 
     /// Compiles a kernel, wrapped as MLX wraps it: a cubin for `sm_90`, PTX for `compute_90`.
@@ -151,14 +110,14 @@ impl Nvrtc {
     pub fn compile_unit(&self, name: &str, text: &str, arch: &str) -> Result<(Vec<u8>, String), Error> {
         let kernel = KernelText::new(name, text);
         let text = format!("#line 1 \"{}\"\n{text}", file_name(Dialect::Cuda, &kernel, false));
-        let mut log = String::new();
         let options: &[&str] = if arch.starts_with("sm_") { &["--ptxas-options=-v"] } else { &[] };
-        let code = self.compile_with(&text, std::slice::from_ref(&kernel), arch, options, Some(&mut log))?;
+        let Compiled { code, log } =
+            self.compile_with(&text, std::slice::from_ref(&kernel), arch, options)?;
         Ok((code, log))
     }
 
     fn compile_text(&self, text: &str, kernels: &[KernelText], arch: &str) -> Result<Vec<u8>, Error> {
-        self.compile_with(text, kernels, arch, &[], None)
+        self.compile_with(text, kernels, arch, &[]).map(|compiled| compiled.code)
     }
 
     fn compile_with(
@@ -167,79 +126,34 @@ impl Nvrtc {
         kernels: &[KernelText],
         arch: &str,
         more: &[&str],
-        said: Option<&mut String>,
-    ) -> Result<Vec<u8>, Error> {
-        let name = || kernels.first().map_or_else(|| "kernels".to_owned(), |k| k.name.clone());
-        let zero = || Error::Launch { kernel: name(), message: "the text holds a zero byte".into() };
-        let c = |text: &str| CString::new(text).map_err(|_| zero());
-        let program = self.program(&c(text)?)?;
+    ) -> Result<Compiled, Error> {
         let include = self.include.display();
         let mut options = vec![
-            c("--device-as-default-execution-space")?,
-            c(&format!("--gpu-architecture={arch}"))?,
-            c(&format!("--include-path={include}"))?,
-            c(&format!("--include-path={include}/cccl"))?,
+            "--device-as-default-execution-space".to_owned(),
+            format!("--include-path={include}"),
+            format!("--include-path={include}/cccl"),
         ];
-        for option in more {
-            options.push(c(option)?);
-        }
-        let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
-        let compile: Compile = self.function(b"nvrtcCompileProgram")?;
-        // SAFETY: a live program; the options outlive the call.
-        let code = unsafe { compile(program.0, pointers.len() as c_int, pointers.as_ptr()) };
-        let log = || {
-            let bytes =
-                self.bytes(&program, "nvrtcGetProgramLog", b"nvrtcGetProgramLogSize", b"nvrtcGetProgramLog")?;
-            Ok::<_, Error>(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())
-        };
-        if code != 0 {
-            let log = log()?;
-            return Err(Error::Compile { log: readable(&log, Dialect::Cuda, kernels) });
-        }
-        if let Some(said) = said {
-            *said = log()?;
-        }
-        if arch.starts_with("sm_") {
-            self.bytes(&program, "nvrtcGetCUBIN", b"nvrtcGetCUBINSize", b"nvrtcGetCUBIN")
-        } else {
-            self.bytes(&program, "nvrtcGetPTX", b"nvrtcGetPTXSize", b"nvrtcGetPTX")
-        }
-    }
-
-    fn program(&self, unit: &CStr) -> Result<Owned<'_>, Error> {
-        // The stand-in holds no zero byte, nor do names.
-        let c = |text: &str| CString::new(text).unwrap_or_default();
-        let (file, utils, device) = (c("wrapped.cu"), c(UTILS), c(DEVICE));
-        let (texts, names) = ([device.as_ptr()], [utils.as_ptr()]);
-        let mut program = ptr::null_mut();
-        let create: Create = self.function(b"nvrtcCreateProgram")?;
-        // SAFETY: all strings end in zero and outlive the call, which copies them.
-        let code =
-            unsafe { create(&mut program, unit.as_ptr(), file.as_ptr(), 1, texts.as_ptr(), names.as_ptr()) };
-        checked("nvrtcCreateProgram", code)?;
-        Ok(Owned(program, self))
-    }
-
-    fn bytes(
-        &self,
-        program: &Owned<'_>,
-        call: &'static str,
-        size: &[u8],
-        get: &[u8],
-    ) -> Result<Vec<u8>, Error> {
-        let (size, get): (Size, Bytes) = (self.function(size)?, self.function(get)?);
-        let mut n = 0;
-        // SAFETY: a live program.
-        checked(call, unsafe { size(program.0, &mut n) })?;
-        let mut bytes = vec![0u8; n];
-        // SAFETY: a live program, and room for as many bytes as it has just stated.
-        checked(call, unsafe { get(program.0, bytes.as_mut_ptr().cast()) })?;
-        Ok(bytes)
+        options.extend(more.iter().map(|o| (*o).to_owned()));
+        let headers = [(UTILS, DEVICE)];
+        let unit = Unit { file: "wrapped.cu", text, headers: &headers, arch, options: &options };
+        self.compiler.compile(&unit).map_err(|error| match error {
+            NvrtcError::Compile { log } => Error::Compile { log: readable(&log, Dialect::Cuda, kernels) },
+            NvrtcError::Zero(_) => {
+                let kernel = kernels.first().map_or_else(|| "kernels".to_owned(), |k| k.name.clone());
+                Error::Launch { kernel, message: error.to_string() }
+            }
+            other => failed(other),
+        })
     }
 }
 
-fn checked(call: &'static str, code: c_int) -> Result<(), Error> {
-    if code == 0 { Ok(()) } else { Err(Error::Nvrtc { call, code }) }
+/// That the compiler does not work.
+fn failed(error: NvrtcError) -> Error {
+    match error {
+        NvrtcError::Load { path, message } => Error::Load { path, message },
+        NvrtcError::Call { call, code } => Error::Nvrtc { call, code },
+        other => Error::NoNvrtc(other.to_string()),
+    }
 }
 
 /// The wheels into `dir`, which appears only when they are complete.
