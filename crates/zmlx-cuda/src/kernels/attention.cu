@@ -6,7 +6,8 @@
 // in the same order. Scores are in powers of two.
 //
 // FRESH: queries, keys and values of this call are rows of products: each block finishes its queries; new keys and values
-// are finished by the block whose part they lie in, which writes them to the cache.
+// are finished by the block whose part they lie in, which writes them to the cache. What the cache held before, and the
+// position, are of the step before: they are asked for ahead of the wait.
 
 constexpr int KEY = WIDTH_1, VALUE = WIDTH_2;
 constexpr int KEY_UNITS = (KEY / ELEMENTS + LANES - 1) / LANES, VALUE_UNITS = (VALUE / ELEMENTS + LANES - 1) / LANES;
@@ -27,37 +28,73 @@ struct Running {
 // Which token a row of queries is, and which head of the group.
 DEVICE int token_of(int row) { return row / GROUP; }
 
-// One more position for all rows. `valid`: the stream has one at all.
-DEVICE void add_position(Running& run, const float* q, const float (&k)[KEY_UNITS][ELEMENTS],
-                         const float (&v)[VALUE_UNITS][ELEMENTS], int lane, int piece, int at, int position, bool valid) {
+// Up to N more positions for all rows, STREAMS apart, the first of them `at`. key(n), value(n): their elements; those from
+// `end` on do not count.
+template <int N, class KeyOf, class ValueOf>
+DEVICE void add_positions(Running& run, const float* q, KeyOf key, ValueOf value, int lane, int piece, int at, int position, int end) {
+  float scores[N][QUERY_ROWS] = {};
 #pragma unroll
-  for (int r = 0; r < QUERY_ROWS; r++) {
-    float score = 0.0f;
+  for (int u = 0; u < KEY_UNITS; u++) {
+    int first = (u * LANES + lane) * ELEMENTS;
+    float k[N][ELEMENTS];
 #pragma unroll
-    for (int u = 0; u < KEY_UNITS; u++) {
-      int first = (u * LANES + lane) * ELEMENTS;
-      if (first < KEY) {
+    for (int n = 0; n < N; n++) key(n, u, k[n]);
+    if (KEY % (LANES * ELEMENTS) != 0 && first >= KEY) continue;
 #pragma unroll
-        for (int i = 0; i < ELEMENTS; i += 4) {
-          float4 x = *reinterpret_cast<const float4*>(q + r * KEY + first + i);
-          score = fmaf(x.x, k[u][i], fmaf(x.y, k[u][i + 1], fmaf(x.z, k[u][i + 2], fmaf(x.w, k[u][i + 3], score))));
+    for (int r = 0; r < QUERY_ROWS; r++) {
+#pragma unroll
+      for (int i = 0; i < ELEMENTS; i += 4) {
+        float4 x = *reinterpret_cast<const float4*>(q + r * KEY + first + i);
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+          float& s = scores[n][r];
+          s = fmaf(x.x, k[n][i], fmaf(x.y, k[n][i + 1], fmaf(x.z, k[n][i + 2], fmaf(x.w, k[n][i + 3], s))));
         }
       }
     }
+  }
 #pragma unroll
-    for (int n = LANES / 2; n > 0; n /= 2) score += __shfl_xor_sync(ALL_LANES, score, n);
-    int t = token_of(piece * QUERY_ROWS + r);
-    bool seen = valid && at <= position + t && (WINDOW == 0 || at > position + t - WINDOW);
-    if (seen) {
-      float largest = larger(score, run.largest[r]);
-      float keep = run.largest[r] == LOWEST ? 0.0f : exp2f(run.largest[r] - largest), weight = exp2f(score - largest);
-      run.largest[r] = largest;
-      run.sum[r] = run.sum[r] * keep + weight;
+  for (int off = LANES / 2; off > 0; off /= 2) {
 #pragma unroll
-      for (int u = 0; u < VALUE_UNITS; u++) {
+    for (int r = 0; r < QUERY_ROWS; r++) {
+#pragma unroll
+      for (int n = 0; n < N; n++) scores[n][r] += __shfl_xor_sync(ALL_LANES, scores[n][r], off);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < QUERY_ROWS; r++) {
+    const int own = position + token_of(piece * QUERY_ROWS + r);
+    float largest = run.largest[r];
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+      int there = at + n * STREAMS;
+      bool seen = there < end && there <= own && (WINDOW == 0 || there > own - WINDOW);
+      // NaN, which comparisons let through, stays.
+      if (!seen) scores[n][r] = LOWEST;
+      largest = larger(scores[n][r], largest);
+    }
+    float keep = run.largest[r] == LOWEST ? 0.0f : exp2f(run.largest[r] - largest);
+    run.largest[r] = largest;
+    run.sum[r] *= keep;
+#pragma unroll
+    for (int i = 0; i < VALUE_UNITS * ELEMENTS; i++) run.values[r][i] *= keep;
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+      scores[n][r] = scores[n][r] == LOWEST ? 0.0f : exp2f(scores[n][r] - largest);
+      run.sum[r] += scores[n][r];
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < N; n++) {
+#pragma unroll
+    for (int u = 0; u < VALUE_UNITS; u++) {
+      float v[ELEMENTS];
+      value(n, u, v);
+#pragma unroll
+      for (int r = 0; r < QUERY_ROWS; r++) {
 #pragma unroll
         for (int i = 0; i < ELEMENTS; i++) {
-          run.values[r][u * ELEMENTS + i] = fmaf(weight, v[u][i], run.values[r][u * ELEMENTS + i] * keep);
+          run.values[r][u * ELEMENTS + i] = fmaf(scores[n][r], v[i], run.values[r][u * ELEMENTS + i]);
         }
       }
     }
@@ -126,58 +163,98 @@ struct Call {
   u32* arrived;
 };
 
-// Query rows of the piece into `q`, times the scale.
-DEVICE void place_queries(const Call& c, float* q, int sequence, int kv_head, int piece, int position, bool writes_gates) {
-  constexpr int STRIDE = FRESH && GATES ? 2 * WIDTH_0 : WIDTH_0;
-  constexpr float FACTOR = SCORE_SCALE * 1.4426950408889634f;
-  for (int r = threadIdx.x / 32; r < QUERY_ROWS; r += WARPS) {
-    int row = min(piece * QUERY_ROWS + r, ALL_ROWS - 1), t = token_of(row), head = kv_head * GROUP + row % GROUP;
-    int token = sequence * LENGTH + t;
-    if (FRESH) {
-      const float* raw = c.queries + static_cast<u64>(token) * STRIDE_0 + head * STRIDE;
-      finish_head<0>(raw, c.q, position + t, [&](int i, float x) { q[r * KEY + i] = x * FACTOR; });
-      if (GATES && writes_gates) {
-        for (int i = threadIdx.x % 32; i < WIDTH_0; i += 32) c.gates[(token * HEADS + head) * WIDTH_0 + i] = raw[WIDTH_0 + i];
+// The rows of queries of the piece into `q`, times the scale, and new keys and values that lie in [begin, end) into `fresh`
+// ([LENGTH][KEY + VALUE], as the cache rounds them) and, by one piece's block, into the cache. A warp does a row.
+struct Rows {
+  const Call& c;
+  float *q, *fresh;
+  int sequence, kv_head, piece, position, begin, end;
+  bool writes_gates;
+  static constexpr int FRESH_ROWS = FRESH ? 2 * LENGTH : 0;
+
+  static constexpr float FACTOR = SCORE_SCALE * 1.4426950408889634f;
+
+  DEVICE void finished_query(int r) const {
+    const int row = min(piece * QUERY_ROWS + r, ALL_ROWS - 1), head = kv_head * GROUP + row % GROUP;
+    const float* from = c.queries + (static_cast<u64>(sequence * LENGTH + token_of(row)) * HEADS + head) * KEY;
+    for (int i = threadIdx.x % 32; i < KEY; i += 32) q[r * KEY + i] = from[i] * FACTOR;
+  }
+
+  DEVICE void query(int r, const HeadAhead<0>& ahead) const {
+    constexpr int STRIDE = GATES ? 2 * WIDTH_0 : WIDTH_0, OWN = (WIDTH_0 + 31) / 32;
+    const int row = min(piece * QUERY_ROWS + r, ALL_ROWS - 1), t = token_of(row), head = kv_head * GROUP + row % GROUP;
+    const int token = sequence * LENGTH + t, lane = threadIdx.x % 32;
+    const float* raw = c.queries + static_cast<u64>(token) * STRIDE_0 + head * STRIDE;
+    float gates[OWN];
+#pragma unroll
+    for (int n = 0; n < OWN; n++) {
+      int i = n * 32 + lane;
+      gates[n] = GATES && writes_gates && i < WIDTH_0 ? raw[WIDTH_0 + i] : 0.0f;
+    }
+    ahead.finish(raw, position + t, [&](int i, float x) { q[r * KEY + i] = x * FACTOR; });
+    if (GATES && writes_gates) {
+#pragma unroll
+      for (int n = 0; n < OWN; n++) {
+        int i = n * 32 + lane;
+        if (i < WIDTH_0) c.gates[(token * HEADS + head) * WIDTH_0 + i] = gates[n];
       }
-    } else {
-      const float* from = c.queries + (static_cast<u64>(token) * HEADS + head) * KEY;
-      for (int i = threadIdx.x % 32; i < KEY; i += 32) q[r * KEY + i] = from[i] * FACTOR;
     }
   }
-}
 
-// New keys and values that lie in [begin, end) into `fresh` ([LENGTH][KEY + VALUE], as the cache rounds them) and, by one
-// piece's block, into the cache.
-DEVICE void place_fresh(const Call& c, float* fresh, int sequence, int kv_head, int position, int begin, int end, bool writes) {
-  for (int job = threadIdx.x / 32; job < 2 * LENGTH; job += WARPS) {
-    int t = job / 2, at = position + t, token = sequence * LENGTH + t;
-    if (at < begin || at >= end) continue;
-    u64 place = static_cast<u64>(sequence * KV_HEADS + kv_head) * c.capacity + at;
-    auto put = [&](CACHE* cached, float* copy, int i, float x) {
+  DEVICE bool takes(int t) const { return position + t >= begin && position + t < end; }
+  template <class Ahead> DEVICE void append(const Ahead& ahead, const float* raw, CACHE* cached, float* copy, int t) const {
+    ahead.finish(raw, position + t, [&](int i, float x) {
       CACHE v;
       narrow<CACHE_KIND>(x, &v);
-      if (writes) cached[i] = v;
+      if (piece == 0) cached[i] = v;
       copy[i] = widen<CACHE_KIND>(v);
-    };
-    if (job % 2 == 0) {
-      finish_head<1>(c.keys + static_cast<u64>(token) * STRIDE_1 + kv_head * KEY, c.k, at,
-                     [&](int i, float x) { put(c.cached_keys + place * KEY, fresh + t * (KEY + VALUE), i, x); });
+    });
+  }
+  DEVICE u64 place(int t) const { return static_cast<u64>(sequence * KV_HEADS + kv_head) * c.capacity + position + t; }
+  DEVICE void key(int t, const HeadAhead<1>& ahead) const {
+    if (!takes(t)) return;
+    const float* raw = c.keys + static_cast<u64>(sequence * LENGTH + t) * STRIDE_1 + kv_head * KEY;
+    append(ahead, raw, c.cached_keys + place(t) * KEY, fresh + t * (KEY + VALUE), t);
+  }
+  DEVICE void value(int t, const HeadAhead<2>& ahead) const {
+    if (!takes(t)) return;
+    const float* raw = c.values + static_cast<u64>(sequence * LENGTH + t) * STRIDE_2 + kv_head * VALUE;
+    append(ahead, raw, c.cached_values + place(t) * VALUE, fresh + t * (KEY + VALUE) + KEY, t);
+  }
+
+  // Row `job` of all, before the wait and after it.
+  template <class Wait> DEVICE void row(int job, Wait wait) const {
+    if (!FRESH) {
+      wait();
+      if (job < QUERY_ROWS) finished_query(job);
+    } else if (job < QUERY_ROWS) {
+      const int t = token_of(min(piece * QUERY_ROWS + job, ALL_ROWS - 1));
+      const HeadAhead<0> ahead(c.q, position + t);
+      wait();
+      query(job, ahead);
+    } else if (job < QUERY_ROWS + FRESH_ROWS) {
+      const int t = (job - QUERY_ROWS) / 2;
+      if ((job - QUERY_ROWS) % 2 == 0) {
+        const HeadAhead<1> ahead(c.k, position + t);
+        wait();
+        key(t, ahead);
+      } else {
+        const HeadAhead<2> ahead(c.v, position + t);
+        wait();
+        value(t, ahead);
+      }
     } else {
-      finish_head<2>(c.values + static_cast<u64>(token) * STRIDE_2 + kv_head * VALUE, c.v, at,
-                     [&](int i, float x) { put(c.cached_values + place * VALUE, fresh + t * (KEY + VALUE) + KEY, i, x); });
+      wait();
     }
   }
-}
+};
 
-// A unit of a row of keys or values that lie in shared memory as floats.
-template <int N, int WIDTH> DEVICE void from_shared(const float* row, int lane, float (&to)[N][ELEMENTS]) {
+// A unit of a row of keys or values that lies in shared memory as floats.
+template <int WIDTH> DEVICE void from_shared(const float* row, int unit, int lane, float (&to)[ELEMENTS]) {
 #pragma unroll
-  for (int u = 0; u < N; u++) {
-#pragma unroll
-    for (int i = 0; i < ELEMENTS; i++) {
-      int at = (u * LANES + lane) * ELEMENTS + i;
-      to[u][i] = at < WIDTH ? row[at] : 0.0f;
-    }
+  for (int i = 0; i < ELEMENTS; i++) {
+    int at = (unit * LANES + lane) * ELEMENTS + i;
+    to[i] = at < WIDTH ? row[at] : 0.0f;
   }
 }
 
@@ -190,30 +267,23 @@ template <int N, int WIDTH> DEVICE void from_cache(const CACHE* row, int lane, b
   }
 }
 
-// Positions [begin, end) that are in the cache.
-DEVICE void add_cached(const Call& c, Running& run, const float* q, int sequence, int kv_head, int piece, int position,
-                       int begin, int end, int stream, int lane) {
-  const u64 base = static_cast<u64>(sequence * KV_HEADS + kv_head) * c.capacity;
-  for (int first = begin; first < end; first += STREAMS * UNROLL) {
-    uint4 k[UNROLL][KEY_UNITS], v[UNROLL][VALUE_UNITS];
+// The positions that a stream takes in a round: first + stream, and on in steps of STREAMS; zeros from `end` on.
+struct Round {
+  uint4 k[UNROLL][KEY_UNITS], v[UNROLL][VALUE_UNITS];
+
+  DEVICE void load_keys(const Call& c, u64 base, int at, int end, int lane) {
 #pragma unroll
-    for (int n = 0; n < UNROLL; n++) {
-      int at = first + n * STREAMS + stream;
+    for (int n = 0; n < UNROLL; n++, at += STREAMS) {
       from_cache<KEY_UNITS, KEY>(c.cached_keys + (base + at) * KEY, lane, at < end, k[n]);
-      from_cache<VALUE_UNITS, VALUE>(c.cached_values + (base + at) * VALUE, lane, at < end, v[n]);
-    }
-#pragma unroll
-    for (int n = 0; n < UNROLL; n++) {
-      float key[KEY_UNITS][ELEMENTS], value[VALUE_UNITS][ELEMENTS];
-#pragma unroll
-      for (int u = 0; u < KEY_UNITS; u++) unpack(k[n][u], key[u]);
-#pragma unroll
-      for (int u = 0; u < VALUE_UNITS; u++) unpack(v[n][u], value[u]);
-      int at = first + n * STREAMS + stream;
-      add_position(run, q, key, value, lane, piece, at, position, at < end);
     }
   }
-}
+  DEVICE void load_values(const Call& c, u64 base, int at, int end, int lane) {
+#pragma unroll
+    for (int n = 0; n < UNROLL; n++, at += STREAMS) {
+      from_cache<VALUE_UNITS, VALUE>(c.cached_values + (base + at) * VALUE, lane, at < end, v[n]);
+    }
+  }
+};
 
 // Largest and sum of each row of each part stand after all values.
 DEVICE float* stats_of(const Call& c) { return c.scratch + static_cast<u64>(BLOCKS) * QUERY_ROWS * VALUE; }
@@ -264,7 +334,6 @@ DEVICE void attend(Call c) {
   extern __shared__ __align__(16) float pool[];
   float *q = pool, *fresh = q + QUERY_ROWS * KEY, *parts = fresh + (FRESH ? LENGTH * (KEY + VALUE) : 0);
   zmlx_release();
-  zmlx_wait();
   const int split = blockIdx.x, kv_head = blockIdx.y, sequence = blockIdx.z / PIECES, piece = blockIdx.z % PIECES;
   const int position = *c.position, stop = position + LENGTH;
   const int start = WINDOW == 0 ? 0 : max(0, position + 1 - WINDOW);
@@ -273,10 +342,21 @@ DEVICE void attend(Call c) {
   if (split >= parts_used) return;
   const int begin = start + split * each, end = min(begin + each, stop);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % LANES, stream = warp * (32 / LANES) + threadIdx.x % 32 / LANES;
-  place_queries(c, q, sequence, kv_head, piece, position, split == 0);
-  if (FRESH) place_fresh(c, fresh, sequence, kv_head, position, begin, end, piece == 0);
+  // Without FRESH the launch before has written the call's own.
+  const int cached = FRESH ? min(end, position) : end, before = min(end, position);
+  const u64 base = static_cast<u64>(sequence * KV_HEADS + kv_head) * c.capacity;
+  Round round;
+  round.load_keys(c, base, begin + stream, before, lane);
+  round.load_values(c, base, begin + stream, before, lane);
+  const Rows rows{c, q, fresh, sequence, kv_head, piece, position, begin, end, split == 0};
+  rows.row(warp, [] { zmlx_wait(); });
+  for (int job = warp + WARPS; job < QUERY_ROWS + Rows::FRESH_ROWS; job += WARPS) rows.row(job, [] {});
   __syncthreads();
   moment(MOMENT_PLACED);
+  if (!FRESH && begin + STREAMS * UNROLL > position) {
+    round.load_keys(c, base, begin + stream, end, lane);
+    round.load_values(c, base, begin + stream, end, lane);
+  }
   Running run;
 #pragma unroll
   for (int r = 0; r < QUERY_ROWS; r++) {
@@ -285,14 +365,23 @@ DEVICE void attend(Call c) {
 #pragma unroll
     for (int i = 0; i < VALUE_UNITS * ELEMENTS; i++) run.values[r][i] = 0.0f;
   }
-  add_cached(c, run, q, sequence, kv_head, piece, position, begin, FRESH ? min(end, position) : end, stream, lane);
+#pragma unroll 1
+  for (int first = begin; first < cached; first += STREAMS * UNROLL) {
+    Round now = round;
+    round.load_keys(c, base, first + STREAMS * UNROLL + stream, cached, lane);
+    round.load_values(c, base, first + STREAMS * UNROLL + stream, cached, lane);
+    add_positions<UNROLL>(
+        run, q, [&](int n, int u, float (&to)[ELEMENTS]) { unpack(now.k[n][u], to); },
+        [&](int n, int u, float (&to)[ELEMENTS]) { unpack(now.v[n][u], to); }, lane, piece, first + stream, position, cached);
+  }
   if (FRESH) {
+#pragma unroll 1
     for (int first = max(begin, position); first < end; first += STREAMS) {
       int at = first + stream, t = min(at, end - 1) - position;
-      float key[KEY_UNITS][ELEMENTS], value[VALUE_UNITS][ELEMENTS];
-      from_shared<KEY_UNITS, KEY>(fresh + t * (KEY + VALUE), lane, key);
-      from_shared<VALUE_UNITS, VALUE>(fresh + t * (KEY + VALUE) + KEY, lane, value);
-      add_position(run, q, key, value, lane, piece, at, position, at < end);
+      const float* row = fresh + t * (KEY + VALUE);
+      add_positions<1>(
+          run, q, [&](int, int u, float (&to)[ELEMENTS]) { from_shared<KEY>(row, u, lane, to); },
+          [&](int, int u, float (&to)[ELEMENTS]) { from_shared<VALUE>(row + KEY, u, lane, to); }, lane, piece, at, position, end);
     }
   }
   merge_streams(run, parts, warp, lane);

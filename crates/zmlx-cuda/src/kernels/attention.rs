@@ -77,7 +77,8 @@ impl Attend {
             window: None,
             sinks: false,
             splits,
-            least: 32,
+            // Two parts and more cost a meeting of blocks.
+            least: 256,
             warps: 8,
             unroll: 2,
         }

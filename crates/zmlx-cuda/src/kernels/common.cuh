@@ -80,6 +80,18 @@ DEVICE float load_weights(const float* p) {
   asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(p));
   return v;
 }
+DEVICE float4 load_weights(const float4* p) {
+  float4 v;
+  asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p));
+  return v;
+}
+// What launches before this one wrote, asked for where the text says so.
+DEVICE float4 load_now(const float4* p) {
+  float4 v;
+  asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+  return v;
+}
 DEVICE float half_to_float(u16 h) {
   float f;
   asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
@@ -107,6 +119,7 @@ DEVICE float4 published4(float* p) {
 DEVICE void zmlx_wait() {}
 DEVICE void zmlx_release() {}
 template <class T> DEVICE T load_weights(const T* p) { return *p; }
+DEVICE float4 load_now(const float4* p) { return *p; }
 DEVICE float half_to_float(u16 h) { return __half2float(__ushort_as_half(h)); }
 DEVICE u16 float_to_half(float f) { return __half_as_ushort(__float2half_rn(f)); }
 DEVICE void publish(float* p, float v) { zs::atomic_write(p, v); }

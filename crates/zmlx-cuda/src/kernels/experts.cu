@@ -17,48 +17,54 @@ DEVICE void experts_up(const float* x, const float* norm, const int* indices, Ma
   Room room = room_of(pool);
   constexpr int TILES = (ROWS + TILE - 1) / TILE;
   const int token = blockIdx.y;
-  products<false>(
+  products<false, TILE>(
       TILES * K, room,
       [&](int tile, int, int m, int) { return expert(m == 0 ? gate : up, indices[token * K + tile / TILES]); },
       [&](int tile, int local) { return static_cast<u64>(min(tile % TILES * TILE + local, ROWS - 1)); },
-      [&] { place_x(x + token * COLUMNS, norm, room); }, [](int) { return 1.0f; },
-      [&](int tile, auto total) {
-        int slot = token * K + tile / TILES;
-        for (int i = threadIdx.x; i < TILE; i += THREADS) {
-          int r = tile % TILES * TILE + i;
-          if (r >= ROWS) continue;
-          float g = total(0, i, 0), u = total(MATRICES - 1, i, 0);
-          if (BIAS) g += gate_bias[indices[slot] * ROWS + r];
-          if (BIAS2) u += up_bias[indices[slot] * ROWS + r];
-          out[slot * ROWS + r] = gated<ACTIVATION>(g, u, ALPHA, LIMIT);
+      RowsOfX(x + token * COLUMNS, norm, nullptr),
+      [&](int tile, int i) {
+        float2 biases = make_float2(0.0f, 0.0f);
+        int r = min(tile % TILES * TILE + i, ROWS - 1);
+        if (BIAS || BIAS2) {
+          int e = indices[token * K + tile / TILES];
+          if (BIAS) biases.x = gate_bias[e * ROWS + r];
+          if (BIAS2) biases.y = up_bias[e * ROWS + r];
         }
+        return biases;
+      },
+      [&](int tile, int i, auto total, float2 biases) {
+        int r = tile % TILES * TILE + i;
+        if (r >= ROWS) return;
+        float g = total(0, i, 0) + biases.x, u = total(MATRICES - 1, i, 0) + biases.y;
+        out[(token * K + tile / TILES) * ROWS + r] = gated<ACTIVATION>(g, u, ALPHA, LIMIT);
       });
 }
 
 // out[t, r] = sum over slots of score * (x[slot] . down[e, r] + bias[e, r]) + residuals; blockIdx.y is the token. All experts
-// of a row are one block's, which adds them in one order.
+// of a row are one block's, which adds them in one order; x is multiplied with its score when it is placed.
 DEVICE void experts_down(const float* x, const int* indices, const float* scores, Matrix down, const float* bias,
                          const float* residual, const float* residual2, const float* residual3, float* out) {
   extern __shared__ __align__(16) float pool[];
   Room room = room_of(pool);
   constexpr int TILES = (ROWS + TILE - 1) / TILE;
   const int token = blockIdx.y;
-  products<false>(
+  products<false, TILE>(
       TILES, room, [&](int, int, int, int part) { return expert(down, indices[token * K + part]); },
       [&](int tile, int local) { return static_cast<u64>(min(tile * TILE + local, ROWS - 1)); },
-      [&] { place_x(x + token * K * COLUMNS, nullptr, room); }, [&](int part) { return scores[token * K + part]; },
-      [&](int tile, auto total) {
-        for (int i = threadIdx.x; i < TILE; i += THREADS) {
-          int r = tile * TILE + i;
-          if (r >= ROWS) continue;
-          float y = total(0, i, 0);
-          if (BIAS) {
-            for (int s = 0; s < K; s++) y += scores[token * K + s] * bias[indices[token * K + s] * ROWS + r];
-          }
-          if (RESIDUALS > 0) y += residual[token * ROWS + r];
-          if (RESIDUALS > 1) y += residual2[token * ROWS + r];
-          if (RESIDUALS > 2) y += residual3[token * ROWS + r];
-          out[token * ROWS + r] = y;
+      RowsOfX(x + token * K * COLUMNS, nullptr, scores + token * K),
+      [&](int tile, int i) {
+        int r = min(tile * TILE + i, ROWS - 1);
+        float biases = 0.0f, residuals = 0.0f;
+        if (BIAS) {
+          for (int s = 0; s < K; s++) biases += scores[token * K + s] * bias[indices[token * K + s] * ROWS + r];
         }
+        if (RESIDUALS > 0) residuals += residual[token * ROWS + r];
+        if (RESIDUALS > 1) residuals += residual2[token * ROWS + r];
+        if (RESIDUALS > 2) residuals += residual3[token * ROWS + r];
+        return make_float2(biases, residuals);
+      },
+      [&](int tile, int i, auto total, float2 besides) {
+        int r = tile * TILE + i;
+        if (r < ROWS) out[token * ROWS + r] = total(0, i, 0) + besides.x + besides.y;
       });
 }

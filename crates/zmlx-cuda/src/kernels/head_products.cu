@@ -80,6 +80,35 @@ DEVICE Matrix of_head(Matrix m, int head) {
   return m;
 }
 
+// Brings the rows of a head: as they are, or their parts added up.
+struct RowsOfHead {
+  const float *x, *stats;
+  Mixed mixed;
+  int head;
+
+  DEVICE void early() {}
+  DEVICE void fetch() {}
+  DEVICE void place(const Room& room) {
+    if (SPLITS > 0) {
+      place_factors(stats, mixed, head);
+      __syncthreads();
+      place_mixed(x, mixed, head);
+      __syncthreads();
+      if (GROUPS > 1) {
+        join_groups(mixed);
+        __syncthreads();
+      }
+    }
+#pragma unroll 1
+    for (int t = 0; t < TOKENS; t++) {
+      const float* row = SPLITS > 0 ? reinterpret_cast<const float*>(mixed.values) + t * GROUPS * COLUMNS
+                                    : x + static_cast<u64>(t) * X_TOKEN + head * X_HEAD;
+      place_row(row, 1.0f, nullptr, t, room);
+    }
+  }
+  DEVICE float factor(const Room&) { return 1.0f; }
+};
+
 DEVICE void head_products(const float* x, const float* stats, Matrix all, float* out) {
   extern __shared__ __align__(16) float pool[];
   Room room = room_of(pool);
@@ -90,32 +119,12 @@ DEVICE void head_products(const float* x, const float* stats, Matrix all, float*
   Mixed mixed;
   mixed.values = reinterpret_cast<float4*>(pool + MIXED_AT);
   mixed.factors = reinterpret_cast<float*>(mixed.values + (SPLITS == 0 ? 0 : TOKENS * GROUPS * X_QUADS_HEAD));
-  products<true>(
+  products<true, TILE * TOKENS>(
       TILES, room, [&](int, int, int, int) { return m; },
       [&](int tile, int local) { return static_cast<u64>(min(tile * TILE + local, ROWS - 1)); },
-      [&] {
-        if (SPLITS > 0) {
-          place_factors(stats, mixed, head);
-          __syncthreads();
-          place_mixed(x, mixed, head);
-          __syncthreads();
-          if (GROUPS > 1) {
-            join_groups(mixed);
-            __syncthreads();
-          }
-        }
-#pragma unroll 1
-        for (int t = 0; t < TOKENS; t++) {
-          const float* row = SPLITS > 0 ? reinterpret_cast<const float*>(mixed.values) + t * GROUPS * COLUMNS
-                                        : x + static_cast<u64>(t) * X_TOKEN + head * X_HEAD;
-          place_row(row, 1.0f, nullptr, t, room);
-        }
-      },
-      [](int) { return 1.0f; },
-      [&](int tile, auto total) {
-        for (int i = threadIdx.x; i < TILE * TOKENS; i += THREADS) {
-          int local = i / TOKENS, t = i % TOKENS, r = tile * TILE + local;
-          if (r < ROWS) out[(t * HEADS + head) * ROWS + r] = total(0, local, t);
-        }
+      RowsOfHead{x, stats, mixed, head}, [](int, int) { return 0; },
+      [&](int tile, int i, auto total, int) {
+        int local = i / TOKENS, t = i % TOKENS, r = tile * TILE + local;
+        if (r < ROWS) out[(t * HEADS + head) * ROWS + r] = total(0, local, t);
       });
 }

@@ -24,26 +24,78 @@ struct HeadData {
   const float* angles;
 };
 
-// Gives each finished element to put(index, value). All lanes of a warp call it.
-template <int WHICH, class Put> DEVICE void finish_head(const float* raw, const HeadData& data, int position, Put put) {
+// What a lane needs of weights and angles to finish a head of that kind: none of it depends on launches before this one.
+template <int WHICH> struct HeadAhead {
   using Spec = HeadSpec<WHICH>;
-  const int lane = threadIdx.x % 32;
-  float inverse = 1.0f;
-  if (Spec::norm) {
-    float sum = 0.0f;
-    for (int i = lane; i < Spec::width; i += 32) sum += raw[i] * raw[i];
-    inverse = 1.0f / sqrtf(warp_sum(sum) / Spec::width + Spec::eps);
+  static constexpr int PAIRS = (Spec::half + 31) / 32, REST = (Spec::width - 2 * Spec::half + 31) / 32;
+  // Not empty where there are none.
+  float cosines[PAIRS + 1], sines[PAIRS + 1], weights[PAIRS + 1][2], rest[REST + 1];
+
+  static DEVICE int2 places(int i) {
+    return Spec::traditional ? make_int2(2 * i, 2 * i + 1) : make_int2(i, i + Spec::half);
   }
-  float growth = 1.0f;
-  if (Spec::grows) growth = 1.0f + Spec::beta * logf(1.0f + floorf(static_cast<float>(position) / Spec::context));
-  auto normed = [&](int i) { return Spec::norm ? raw[i] * inverse * (Spec::weighted ? data.weight[i] : 1.0f) : raw[i]; };
-  const float* angles = data.angles + static_cast<u64>(position) * (2 * Spec::half);
-  for (int i = lane; i < Spec::half; i += 32) {
-    int a = Spec::traditional ? 2 * i : i, b = Spec::traditional ? 2 * i + 1 : i + Spec::half;
-    float x = normed(a) * Spec::magnitude, y = normed(b) * Spec::magnitude;
-    float c = angles[i], s = angles[Spec::half + i];
-    put(a, (x * c - y * s) * growth);
-    put(b, (x * s + y * c) * growth);
+
+  DEVICE HeadAhead(const HeadData& data, int position) {
+    const float* angles = data.angles + static_cast<u64>(position) * (2 * Spec::half);
+#pragma unroll
+    for (int n = 0; n < PAIRS; n++) {
+      int i = n * 32 + threadIdx.x % 32;
+      bool valid = Spec::half % 32 == 0 || i < Spec::half;
+      int2 at = places(i);
+      cosines[n] = valid ? load_weights(angles + i) : 0.0f;
+      sines[n] = valid ? load_weights(angles + Spec::half + i) : 0.0f;
+      weights[n][0] = Spec::weighted && valid ? load_weights(data.weight + at.x) : 1.0f;
+      weights[n][1] = Spec::weighted && valid ? load_weights(data.weight + at.y) : 1.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < REST; n++) {
+      int i = 2 * Spec::half + n * 32 + threadIdx.x % 32;
+      rest[n] = Spec::weighted && i < Spec::width ? load_weights(data.weight + i) : 1.0f;
+    }
   }
-  for (int i = 2 * Spec::half + lane; i < Spec::width; i += 32) put(i, normed(i) * growth);
-}
+
+  // Gives each finished element of a head to put(index, value). All lanes of a warp call it.
+  template <class Put> DEVICE void finish(const float* raw, int position, Put put) const {
+    const int lane = threadIdx.x % 32;
+    float pairs[PAIRS + 1][2], others[REST + 1], sum = 0.0f;
+    // All loads first: what is put may lie in the same memory as far as the compiler knows.
+#pragma unroll
+    for (int n = 0; n < PAIRS; n++) {
+      int i = n * 32 + lane;
+      bool valid = Spec::half % 32 == 0 || i < Spec::half;
+      int2 at = places(i);
+      pairs[n][0] = valid ? raw[at.x] : 0.0f;
+      pairs[n][1] = valid ? raw[at.y] : 0.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < REST; n++) {
+      int i = 2 * Spec::half + n * 32 + lane;
+      others[n] = i < Spec::width ? raw[i] : 0.0f;
+    }
+    float inverse = 1.0f;
+    if (Spec::norm) {
+#pragma unroll
+      for (int n = 0; n < PAIRS; n++) sum += pairs[n][0] * pairs[n][0] + pairs[n][1] * pairs[n][1];
+#pragma unroll
+      for (int n = 0; n < REST; n++) sum += others[n] * others[n];
+      inverse = 1.0f / sqrtf(warp_sum(sum) / Spec::width + Spec::eps);
+    }
+    float growth = 1.0f;
+    if (Spec::grows) growth = 1.0f + Spec::beta * logf(1.0f + floorf(static_cast<float>(position) / Spec::context));
+    auto normed = [&](float x, float weight) { return Spec::norm ? x * inverse * weight : x; };
+#pragma unroll
+    for (int n = 0; n < PAIRS; n++) {
+      int i = n * 32 + lane;
+      if (Spec::half % 32 != 0 && i >= Spec::half) continue;
+      int2 at = places(i);
+      float x = normed(pairs[n][0], weights[n][0]) * Spec::magnitude, y = normed(pairs[n][1], weights[n][1]) * Spec::magnitude;
+      put(at.x, (x * cosines[n] - y * sines[n]) * growth);
+      put(at.y, (x * sines[n] + y * cosines[n]) * growth);
+    }
+#pragma unroll
+    for (int n = 0; n < REST; n++) {
+      int i = 2 * Spec::half + n * 32 + lane;
+      if (i < Spec::width) put(i, normed(others[n], rest[n]) * growth);
+    }
+  }
+};

@@ -109,57 +109,125 @@ DEVICE Unit load_unit(const Matrix& m, u64 row, int unit, bool valid) {
 // Quad `i` of the part of x that all lanes read at once: spread so that neither writing nor reading it meets a bank twice.
 DEVICE int quad_at(int chunk, int q, int lane) { return (chunk * QUADS + q) * LANES + (lane ^ (q % 8)); }
 
-// One row of x into its place: `factor` times x, times the norm's weights.
-DEVICE void place_row(const float* x, float factor, const float* weight, int row, const Room& room) {
-  for (int i = threadIdx.x; i < X_QUADS; i += THREADS) {
-    int unit = i / QUADS, q = i % QUADS;
-    float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (unit < UNITS) {
-      v = reinterpret_cast<const float4*>(x)[i];
-      if (NORM) {
-        float4 w = NORM_WEIGHT ? __ldg(reinterpret_cast<const float4*>(weight) + i) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
-        v = make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w);
-      }
-    }
-    room.x[row * X_QUADS + quad_at(unit / LANES, q, unit % LANES)] = prescaled(v);
-    if (AFFINE) {
-      // The quads of a unit lie in neighbouring lanes.
-      float sum = v.x + v.y + (v.z + v.w);
+// A quad of a row into its place. All lanes of a warp call it, with neighbouring quads.
+DEVICE void place_quad(float4 v, int row, int i, const Room& room) {
+  const int unit = i / QUADS, q = i % QUADS;
+  room.x[row * X_QUADS + quad_at(unit / LANES, q, unit % LANES)] = prescaled(v);
+  if (AFFINE) {
+    // The quads of a unit lie in neighbouring lanes.
+    float sum = v.x + v.y + (v.z + v.w);
 #pragma unroll
-      for (int n = 1; n < QUADS; n *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, n);
-      if (q == 0) room.sums[row * X_UNITS + unit] = sum;
-    }
+    for (int n = 1; n < QUADS; n *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, n);
+    if (q == 0) room.sums[row * X_UNITS + unit] = sum;
   }
 }
 
+DEVICE float4 times(float4 v, float f) { return make_float4(v.x * f, v.y * f, v.z * f, v.w * f); }
+DEVICE float4 times(float4 v, float4 w) { return make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w); }
 DEVICE float square_sum(float4 v) { return v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w); }
 
-// All rows of x into shared memory, normalised if they are to be. The caller's barrier comes after it.
-DEVICE void place_x(const float* x, const float* weight, const Room& room) {
-  constexpr int N = COLUMNS / 4;
-  if (NORM && X_ROWS == 1) {
-    float sum = 0.0f;
-    for (int i = threadIdx.x; i < N; i += THREADS) sum += square_sum(reinterpret_cast<const float4*>(x)[i]);
-    float total = block_sum<WARPS>(sum, room.norms);
-    place_row(x, 1.0f / sqrtf(total / COLUMNS + EPS), weight, 0, room);
-    return;
-  }
-  if (NORM) {
-    for (int row = threadIdx.x / 32; row < X_ROWS; row += WARPS) {
-      float sum = 0.0f;
-      const float4* from = reinterpret_cast<const float4*>(x + row * COLUMNS);
-      for (int i = threadIdx.x % 32; i < N; i += 32) sum += square_sum(from[i]);
-      sum = warp_sum(sum);
-      if (threadIdx.x % 32 == 0) room.norms[row] = 1.0f / sqrtf(sum / COLUMNS + EPS);
+// One row of x into its place, times `factor` and the norm's weights.
+DEVICE void place_row(const float* x, float factor, const float* weight, int row, const Room& room) {
+  for (int i = threadIdx.x; i < X_QUADS; i += THREADS) {
+    float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (i / QUADS < UNITS) {
+      v = times(reinterpret_cast<const float4*>(x)[i], factor);
+      if (NORM && NORM_WEIGHT) v = times(v, __ldg(reinterpret_cast<const float4*>(weight) + i));
     }
-    __syncthreads();
+    place_quad(v, row, i, room);
   }
-  for (int row = 0; row < X_ROWS; row++) place_row(x + row * COLUMNS, NORM ? room.norms[row] : 1.0f, weight, row, room);
 }
 
+// How rows of x come to shared memory, in three steps, so that what is on its way overlaps: `early` asks for what does not
+// depend on launches before, `fetch` for the rows, ahead of weights that could not be asked for earlier (what is asked for
+// first comes first), and `place` puts them down. A row that is normalised alone is put down as it is: its products are
+// multiplied with `factor` in the end, so that nobody waits for the sum of squares. `scores`: a factor a row of x.
+constexpr int X_ALL = X_ROWS * X_QUADS;
+constexpr int X_EACH = (X_ALL + THREADS - 1) / THREADS;
+constexpr bool X_HELD = X_EACH <= 12 && (!NORM || X_ROWS == 1);
+constexpr int X_KEPT = X_HELD ? X_EACH : 1;
+constexpr bool FACTOR_LATER = NORM && X_ROWS == 1;
+
+struct RowsOfX {
+  const float* x;
+  const float* weight;
+  const float* scores;
+  float4 v[X_KEPT], w[X_KEPT];
+  float score[X_KEPT];
+
+  DEVICE RowsOfX(const float* rows, const float* norm, const float* factors) : x(rows), weight(norm), scores(factors) {}
+
+  DEVICE void early() {
+    if (!X_HELD || !NORM || !NORM_WEIGHT) return;
+#pragma unroll
+    for (int k = 0; k < X_KEPT; k++) {
+      int i = threadIdx.x + k * THREADS;
+      w[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (i / QUADS < UNITS) w[k] = load_weights(reinterpret_cast<const float4*>(weight) + i);
+    }
+  }
+
+  DEVICE void fetch() {
+    if (!X_HELD) return;
+#pragma unroll
+    for (int k = 0; k < X_KEPT; k++) {
+      int i = threadIdx.x + k * THREADS, row = i / X_QUADS, quad = i % X_QUADS;
+      v[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      score[k] = 1.0f;
+      if (i < X_ALL && quad / QUADS < UNITS) {
+        v[k] = load_now(reinterpret_cast<const float4*>(x + row * COLUMNS) + quad);
+        if (scores != nullptr) score[k] = scores[row];
+      }
+    }
+  }
+
+  // The caller's barrier comes after it.
+  DEVICE void place(const Room& room) {
+    if (X_HELD) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int k = 0; k < X_KEPT; k++) {
+        int i = threadIdx.x + k * THREADS;
+        if (i - static_cast<int>(threadIdx.x % 32) >= X_ALL) break;
+        if (NORM) sum += square_sum(v[k]);
+        float4 quad = NORM && NORM_WEIGHT ? times(v[k], w[k]) : scores != nullptr ? times(v[k], score[k]) : v[k];
+        if (X_ALL % 32 == 0 || i < X_ALL) place_quad(quad, i / X_QUADS, i % X_QUADS, room);
+      }
+      if (NORM) {
+        sum = warp_sum(sum);
+        if (threadIdx.x % 32 == 0) room.norms[threadIdx.x / 32] = sum;
+      }
+      return;
+    }
+    if (NORM) {
+      for (int row = threadIdx.x / 32; row < X_ROWS; row += WARPS) {
+        float sum = 0.0f;
+        const float4* from = reinterpret_cast<const float4*>(x + row * COLUMNS);
+        for (int i = threadIdx.x % 32; i < COLUMNS / 4; i += 32) sum += square_sum(from[i]);
+        sum = warp_sum(sum);
+        if (threadIdx.x % 32 == 0) room.norms[row] = 1.0f / sqrtf(sum / COLUMNS + EPS);
+      }
+      __syncthreads();
+    }
+    for (int row = 0; row < X_ROWS; row++) {
+      float by = NORM && !FACTOR_LATER ? room.norms[row] : scores != nullptr ? scores[row] : 1.0f;
+      place_row(x + row * COLUMNS, by, weight, row, room);
+    }
+  }
+
+  // After that barrier.
+  DEVICE float factor(const Room& room) {
+    if (!FACTOR_LATER) return 1.0f;
+    if (!X_HELD) return room.norms[0];
+    float total = 0.0f;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) total += room.norms[i];
+    return 1.0f / sqrtf(total / COLUMNS + EPS);
+  }
+};
+
 // Adds the products of a batch of units to the lane's sums. `chunk`: the first of them.
-template <class Weigh>
-DEVICE void add_batch(const Unit (&units)[BATCH][ROWS_A_LANE], int chunk, int lane, const Room& room, Weigh weigh,
+DEVICE void add_batch(const Unit (&units)[BATCH][ROWS_A_LANE], int chunk, int lane, const Room& room,
                       float (&sums)[TOKENS][ROWS_A_LANE]) {
 #pragma unroll
   for (int s = 0; s < BATCH; s++) {
@@ -181,7 +249,6 @@ DEVICE void add_batch(const Unit (&units)[BATCH][ROWS_A_LANE], int chunk, int la
         }
       }
     }
-    float score = weigh(part);
 #pragma unroll
     for (int r = 0; r < ROWS_A_LANE; r++) {
       float scale = FORMAT <= MXFP4 ? scale_value(units[s][r].scale) : 1.0f;
@@ -190,7 +257,7 @@ DEVICE void add_batch(const Unit (&units)[BATCH][ROWS_A_LANE], int chunk, int la
       for (int t = 0; t < TOKENS; t++) {
         float y = a[t][r] * CODE_FACTOR * scale;
         if (AFFINE) y = fmaf(bias, room.sums[(t * PARTS + part) * X_UNITS + c * LANES + lane], y);
-        sums[t][r] += score * y;
+        sums[t][r] += y;
       }
     }
   }
@@ -217,13 +284,14 @@ DEVICE void sum_lanes(float (&v)[ROWS_A_LANE], int lane) {
   }
 }
 
-// Works on the tiles blockIdx.x, blockIdx.x + gridDim.x, ...
+// Works on the tiles blockIdx.x, blockIdx.x + gridDim.x, ... of TILE rows, of which a thread finishes every THREADS-th of
+// RESULTS results.
 //   matrix(tile, local, m, part): matrix m (0, 1 where paired) for row `local` of a tile and a part of x;
-//   row(tile, local): the row of it. begin(): brings x; no barrier needed at its end. EARLY: weights do not depend on the
-//   launch before. weigh(part): factor of a part's products. finish(tile, total): called by all threads,
+//   row(tile, local): the row of it. rows: brings x. EARLY: weights do not depend on the launch before.
+//   prepare(tile, i): what result i takes from memory besides, asked for ahead. finish(tile, i, total, prepared):
 //   total(m, local, t) is a row's product with a row of x.
-template <bool EARLY, class MatrixOf, class RowOf, class Begin, class Weigh, class Finish>
-DEVICE void products(int tiles, const Room& room, MatrixOf matrix, RowOf row, Begin begin, Weigh weigh, Finish finish) {
+template <bool EARLY, int RESULTS, class MatrixOf, class RowOf, class Rows, class Prepare, class Finish>
+DEVICE void products(int tiles, const Room& room, MatrixOf matrix, RowOf row, Rows rows, Prepare prepare, Finish finish) {
   const int warp = threadIdx.x / 32, group = warp / SPLIT, split = warp % SPLIT;
   const int sub = threadIdx.x % 32 / LANES, lane = threadIdx.x % LANES;
   Unit units[BATCH][ROWS_A_LANE];
@@ -240,20 +308,25 @@ DEVICE void products(int tiles, const Room& room, MatrixOf matrix, RowOf row, Be
       }
     }
   };
+  const int first = min(static_cast<int>(threadIdx.x), RESULTS - 1);
   zmlx_release();
   int tile = blockIdx.x;
+  rows.early();
   if (EARLY && tile < tiles) load(tile, 0);
   zmlx_wait();
+  rows.fetch();
+  auto prepared = prepare(min(tile, tiles - 1), first);
   if (!EARLY && tile < tiles) load(tile, 0);
-  begin();
+  rows.place(room);
   __syncthreads();
+  const float factor = rows.factor(room);
   moment(MOMENT_PLACED);
   for (int round = 0; tile < tiles; round ^= 1) {
     float sums[TOKENS][ROWS_A_LANE] = {};
     int next = tile + gridDim.x;
 #pragma unroll 1
     for (int batch = 0; batch < BATCHES; batch++) {
-      add_batch(units, split + batch * BATCH * SPLIT, lane, room, weigh, sums);
+      add_batch(units, split + batch * BATCH * SPLIT, lane, room, sums);
       bool more = batch + 1 < BATCHES;
       if (more || next < tiles) load(more ? tile : next, more ? batch + 1 : 0);
     }
@@ -267,13 +340,18 @@ DEVICE void products(int tiles, const Room& room, MatrixOf matrix, RowOf row, Be
       if (lane % EACH == 0) parts[(split * MATRICES * TILE + r / ROWS_A_MATRIX * TILE + local) * TOKENS + t] = sums[t][0];
     }
     __syncthreads();
-    finish(tile, [&](int m, int local, int t) {
+    auto total = [&](int m, int local, int t) {
       float total = 0.0f;
 #pragma unroll
       for (int p = 0; p < SPLIT; p++) total += parts[((p * MATRICES + m) * TILE + local) * TOKENS + t];
-      return total;
-    });
+      return FACTOR_LATER ? total * factor : total;
+    };
+    if (static_cast<int>(threadIdx.x) < RESULTS) finish(tile, static_cast<int>(threadIdx.x), total, prepared);
+    if (RESULTS > THREADS) {
+      for (int i = threadIdx.x + THREADS; i < RESULTS; i += THREADS) finish(tile, i, total, prepare(tile, i));
+    }
     tile = next;
+    if (tile < tiles) prepared = prepare(tile, first);
   }
   moment(MOMENT_SUMMED);
 }

@@ -179,6 +179,9 @@ pub(super) fn activation_constants(
     Ok(())
 }
 
+/// Weights from which on a matrix is worth all of the GPU.
+const LARGE: usize = 64 << 20;
+
 /// How a product is cut. The kernels' constructors choose; all fields may be changed to try others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Plan {
@@ -230,17 +233,23 @@ impl Plan {
         let groups =
             (1..=(16 / split).max(1)).rev().find(|g| work.rows.div_ceil(made * g) >= 120).unwrap_or(1);
         let warps = split * groups;
+        // One block a multiprocessor, and that with half its registers: so blocks of the next launch are there early, with their
+        // first weights on the way. Of large matrices the bytes matter more.
         let tiles = work.rows.div_ceil(made * (warps / split));
-        // Blocks that are alone on their multiprocessor may use more registers.
-        let resident = tiles.div_ceil(super::MULTIPROCESSORS as usize).min(32 / warps).clamp(1, 8);
-        Self { lanes, rows, split, warps, depth: (8 / rows).max(1), resident }
+        let large = work.rows * work.columns * work.parts >= LARGE;
+        let most = if large { 32 / warps } else { (8 / warps).max(1) };
+        let resident = tiles.div_ceil(super::MULTIPROCESSORS as usize).clamp(1, most);
+        // As much on its way with 16 warps as with 8.
+        let held = if warps > 8 { 4 } else { 8 };
+        Self { lanes, rows, split, warps, depth: (held / rows).max(1), resident }
     }
 
     /// Threads of a block and blocks a multiprocessor: fewer where many rows of x need registers.
     pub(super) fn bounds(&self, tokens: usize) -> [u32; 2] {
-        // Small blocks leave registers for a block of the next launch, which begins early.
-        let least = if self.warps <= 8 { 2 } else { 1 };
-        [32 * self.warps as u32, if tokens > 2 { 1 } else { self.resident.max(least) as u32 }]
+        let threads = 32 * self.warps;
+        // Room for as many blocks of the next launch, which begins early, as long as 64 registers a thread are left.
+        let least = (2 * self.resident).min(1024 / threads).max(1);
+        [threads as u32, if tokens > 2 { 1 } else { least as u32 }]
     }
 
     /// Rows of the result a block and round.

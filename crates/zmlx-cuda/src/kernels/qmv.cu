@@ -21,7 +21,7 @@ DEVICE void qmv(const float* x, const float* norm, Rows w, const float* bias, co
   constexpr int TILES = (ROWS + TILE - 1) / TILE;
   // Threads of a block are a multiple of the rows of x wherever keys are kept: a thread meets one row only.
   u64 best = 0;
-  products<true>(
+  products<true, TILE * TOKENS>(
       TILES, room,
       [&](int tile, int local, int m, int) {
         if (PAIRED) return m == 0 ? w.first : w.second;
@@ -31,25 +31,28 @@ DEVICE void qmv(const float* x, const float* norm, Rows w, const float* bias, co
         return w.first;
       },
       [&](int tile, int local) { return static_cast<u64>(min(tile * TILE + local, ROWS - 1)); },
-      [&] { place_x(x, norm, room); }, [](int) { return 1.0f; },
-      [&](int tile, auto total) {
-        for (int i = threadIdx.x; i < TILE * TOKENS; i += THREADS) {
-          int local = i / TOKENS, t = i % TOKENS, r = tile * TILE + local;
-          if (r >= ROWS) continue;
-          float y = total(0, local, t);
-          if (BIAS) y += bias[r];
-          if (PAIRED) {
-            float other = total(MATRICES - 1, local, t);
-            if (BIAS2) other += bias2[r];
-            y = gated<ACTIVATION>(y, other, ALPHA, LIMIT);
-          }
-          if (GATE) y *= sigmoid(gate[t]);
-          if (RESIDUAL) y += residual[t * ROWS + r];
-          out[t * ROWS + r] = y;
-          if (ARGMAX) {
-            u64 key = key_of(y, static_cast<u32>(r));
-            best = key > best ? key : best;
-          }
+      RowsOfX(x, norm, nullptr),
+      [&](int tile, int i) {
+        int t = i % TOKENS, r = min(tile * TILE + i / TOKENS, ROWS - 1);
+        float4 besides = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (BIAS) besides.x = bias[r];
+        if (BIAS2) besides.y = bias2[r];
+        if (GATE) besides.z = gate[t];
+        if (RESIDUAL) besides.w = residual[t * ROWS + r];
+        return besides;
+      },
+      [&](int tile, int i, auto total, float4 besides) {
+        int local = i / TOKENS, t = i % TOKENS, r = tile * TILE + local;
+        if (r >= ROWS) return;
+        float y = total(0, local, t);
+        if (BIAS) y += besides.x;
+        if (PAIRED) y = gated<ACTIVATION>(y, total(MATRICES - 1, local, t) + besides.y, ALPHA, LIMIT);
+        if (GATE) y *= sigmoid(besides.z);
+        if (RESIDUAL) y += besides.w;
+        out[t * ROWS + r] = y;
+        if (ARGMAX) {
+          u64 key = key_of(y, static_cast<u32>(r));
+          best = key > best ? key : best;
         }
       });
   if (ARGMAX) {
