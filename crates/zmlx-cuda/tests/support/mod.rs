@@ -1,23 +1,16 @@
 //! Runs kernels in the emulator and compiles them with NVRTC.
 #![allow(dead_code)]
 
+mod emulated;
+
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
+use emulated::{Addressed, dtype};
 use half::{bf16, f16};
-use zmlx_cuda::kernels::{Arg, Float, Format, Launch, Source, Type, Weights};
+use zmlx_cuda::kernels::{Float, Format, Launch, Param, Source, Type, Weights};
 use zmlx_emulator::nvrtc::Nvrtc;
-use zmlx_emulator::{Buffer, Dialect, Dtype, KernelText, Module};
-
-fn dtype(ty: Type) -> Dtype {
-    match ty {
-        Type::U8 => Dtype::U8,
-        Type::U16 => Dtype::U16,
-        Type::U32 => Dtype::U32,
-        Type::I32 => Dtype::I32,
-        Type::U64 => Dtype::U64,
-        Type::F32 => Dtype::F32,
-    }
-}
+use zmlx_emulator::{Buffer, Dtype, Module};
 
 /// Device memory: buffers by addresses that stand for them.
 #[derive(Default)]
@@ -73,6 +66,18 @@ impl Memory {
     }
 }
 
+impl Addressed for Memory {
+    fn held(&self, address: u64, param: &Param) -> (Buffer, bool) {
+        let (buffer, filled) = &self.buffers[&address];
+        assert_eq!(buffer.dtype, dtype(param.ty), "{}", param.name);
+        (buffer.clone(), *filled)
+    }
+
+    fn left(&mut self, address: u64, _: &Buffer, after: Buffer) {
+        self.buffers.insert(address, (after, true));
+    }
+}
+
 /// Kernels that are compiled, by their texts.
 #[derive(Default)]
 pub struct Device {
@@ -91,61 +96,11 @@ impl Device {
 
     pub fn try_run(&mut self, source: &Source, launch: &Launch) -> Result<(), zmlx_emulator::Error> {
         let module = match self.modules.entry(source.text()) {
-            std::collections::hash_map::Entry::Occupied(e) => e.into_mut(),
-            std::collections::hash_map::Entry::Vacant(e) => {
-                // The emulator knows pointers only: what is passed by value is read from one.
-                let values: String = source
-                    .params
-                    .iter()
-                    .filter(|p| p.by_value)
-                    .map(|p| format!("const int {0} = {0}_at[0]; ", p.name))
-                    .collect();
-                let body = format!("{values}{}", source.body);
-                let mut kernel = KernelText::new(source.name, &body).header(&source.device);
-                for p in &source.params {
-                    kernel = if p.by_value {
-                        kernel.input(&format!("{}_at", p.name), Dtype::I32, 1)
-                    } else if p.written {
-                        kernel.output(p.name, dtype(p.ty))
-                    } else {
-                        kernel.input(p.name, dtype(p.ty), 1)
-                    };
-                }
-                e.insert(Module::build(Dialect::Cuda, &[kernel])?)
-            }
+            Entry::Occupied(e) => e.into_mut(),
+            Entry::Vacant(e) => e.insert(emulated::module(source)?),
         };
-        assert_eq!(source.params.len(), launch.args.len());
-        let (mut inputs, mut shapes, mut initial, mut written) = (vec![], vec![], vec![], vec![]);
-        for (p, arg) in source.params.iter().zip(&launch.args) {
-            let address = match arg {
-                Arg::Ptr(address) => address,
-                Arg::I32(value) => {
-                    assert!(p.by_value, "{}", p.name);
-                    inputs.push(Buffer::from_i32(&[*value], &[1]));
-                    continue;
-                }
-            };
-            let (buffer, filled) = &self.memory.buffers[address];
-            assert_eq!(buffer.dtype, dtype(p.ty), "{}", p.name);
-            if p.written {
-                shapes.push(buffer.shape.clone());
-                initial.push(filled.then(|| buffer.clone()));
-                written.push(*address);
-            } else {
-                assert!(filled, "{} was never written", p.name);
-                inputs.push(buffer.clone());
-            }
-        }
-        let threads = [0, 1, 2].map(|i| launch.grid[i] * launch.block[i]);
         self.seed += 1;
-        let call = zmlx_emulator::Launch::new(&inputs, &shapes, threads, launch.block)
-            .shared_memory(launch.shared as usize)
-            .initial(&initial)
-            .seed(self.seed);
-        for (address, buffer) in written.into_iter().zip(module.run(0, &call)?) {
-            self.memory.buffers.insert(address, (buffer, true));
-        }
-        Ok(())
+        emulated::run(&mut self.memory, module, source, launch, |call| call.seed(self.seed))
     }
 }
 

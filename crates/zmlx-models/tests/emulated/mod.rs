@@ -1,10 +1,15 @@
 //! Decode steps of a model in the emulator: what a GPU would run, launch by launch.
 
-use std::collections::HashMap;
+#[path = "../../../zmlx-cuda/tests/support/emulated.rs"]
+mod launches;
 
-use zmlx_cuda::kernels::{Arg, Param, Source, Type};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use launches::{Addressed, dtype};
+use zmlx_cuda::kernels::{Param, Source};
 use zmlx_cuda::plan::{Memory, Plan, Step, WeightAddress};
-use zmlx_emulator::{Buffer, Dialect, Dtype, KernelText, Launch, Module};
+use zmlx_emulator::{Buffer, Module};
 use zmlx_graph::Executor;
 use zmlx_graph::native::write_bytes;
 use zmlx_models::{DeviceChoice, DtypeChoice, LoadOptions, Model, PatchOptions};
@@ -45,8 +50,12 @@ impl<'a> Bytes<'a> {
         &mut self.blocks[(address / APART - 1) as usize][(address % APART) as usize..]
     }
 
-    fn word(&mut self, address: u64) -> u32 {
-        u32::from_le_bytes(self.at(address)[..4].try_into().unwrap())
+    fn seen(&self, address: u64) -> &[u8] {
+        &self.blocks[(address / APART - 1) as usize][(address % APART) as usize..]
+    }
+
+    fn word(&self, address: u64) -> u32 {
+        u32::from_le_bytes(self.seen(address)[..4].try_into().unwrap())
     }
 }
 
@@ -69,69 +78,34 @@ impl Memory for Bytes<'_> {
     }
 }
 
-fn dtype(ty: Type) -> Dtype {
-    match ty {
-        Type::U8 => Dtype::U8,
-        Type::U16 => Dtype::U16,
-        Type::U32 => Dtype::U32,
-        Type::I32 => Dtype::I32,
-        Type::U64 => Dtype::U64,
-        Type::F32 => Dtype::F32,
+impl Addressed for Bytes<'_> {
+    fn held(&self, address: u64, param: &Param) -> (Buffer, bool) {
+        let (data, dtype) = (self.seen(address), dtype(param.ty));
+        let count = data.len() / dtype.size();
+        (Buffer::from_bytes(dtype, data[..count * dtype.size()].to_vec(), &[count]), true)
     }
-}
 
-/// A kernel for the emulator, which knows pointers only: numbers are read from one.
-fn module(step: &Step) -> Module {
-    let source = &step.source;
-    let values = source.params.iter().filter(|p| p.by_value);
-    let values: String = values.map(|p| format!("const int {0} = {0}_at[0]; ", p.name)).collect();
-    let mut kernel = KernelText::new(source.name, &format!("{values}{}", source.body)).header(&source.device);
-    for p in &source.params {
-        kernel = match p {
-            Param { by_value: true, name, .. } => kernel.input(&format!("{name}_at"), Dtype::I32, 1),
-            Param { written: true, name, ty, .. } => kernel.output(name, dtype(*ty)),
-            Param { name, ty, .. } => kernel.input(name, dtype(*ty), 1),
-        };
-    }
-    Module::build(Dialect::Cuda, &[kernel]).unwrap_or_else(|e| panic!("{}: {e}", step.name))
-}
-
-fn run(memory: &mut Bytes<'_>, module: &Module, step: &Step) {
-    let buffer = |data: &[u8], ty: Type| {
-        let count = data.len() / dtype(ty).size();
-        Buffer::from_bytes(dtype(ty), data[..count * dtype(ty).size()].to_vec(), &[count])
-    };
-    let (mut inputs, mut initial, mut shapes, mut places) = (vec![], vec![], vec![], vec![]);
-    for (p, arg) in step.source.params.iter().zip(&step.launch.args) {
-        match *arg {
-            Arg::I32(number) => inputs.push(Buffer::from_i32(&[number], &[1])),
-            Arg::Ptr(address) => {
-                let held = buffer(memory.at(address), p.ty);
-                if p.written {
-                    shapes.push(held.shape.clone());
-                    initial.push(Some(held));
-                    places.push(address);
-                } else {
-                    inputs.push(held);
-                }
-            }
-        }
-    }
-    let threads = [0, 1, 2].map(|i| step.launch.grid[i] * step.launch.block[i]);
-    let launch = Launch::new(&inputs, &shapes, threads, step.launch.block)
-        .initial(&initial)
-        .shared_memory(step.launch.shared as usize)
-        .step_limit(1 << 34);
-    let made = module.run(0, &launch).unwrap_or_else(|e| panic!("{}: {e}", step.name));
-    // Memory that several parameters point into: only what a launch changed goes back.
-    for ((address, after), before) in places.into_iter().zip(made).zip(initial) {
-        let before = before.unwrap();
+    /// Memory that several parameters point into: only what a launch changed goes back.
+    fn left(&mut self, address: u64, before: &Buffer, after: Buffer) {
         for (i, (new, old)) in after.data.iter().zip(&before.data).enumerate() {
             if new != old {
-                memory.at(address)[i] = *new;
+                self.at(address)[i] = *new;
             }
         }
     }
+}
+
+/// Runs a launch of a token; each kernel is compiled once.
+fn launch(
+    memory: &mut Bytes<'_>,
+    modules: &mut HashMap<Source, Module>,
+    Step { source, launch, .. }: &Step,
+) -> Result<(), zmlx_emulator::Error> {
+    let module = match modules.entry(source.clone()) {
+        Entry::Occupied(e) => e.into_mut(),
+        Entry::Vacant(e) => e.insert(launches::module(source)?),
+    };
+    launches::run(memory, module, source, launch, |call| call.step_limit(1 << 34))
 }
 
 /// A model in float32 and its fused graph, as the default preset makes it.
@@ -170,8 +144,9 @@ impl<'a> Emulated<'a> {
         let control = self.plan.control;
         let before = self.memory.word(control.count);
         for step in &self.plan.steps {
-            let module = self.modules.entry(step.source.clone()).or_insert_with(|| module(step));
-            run(&mut self.memory, module, step);
+            if let Err(error) = launch(&mut self.memory, &mut self.modules, step) {
+                panic!("{}: {error}", step.name);
+            }
         }
         let after = before + 1;
         let token = self.memory.word(control.token);
