@@ -1,17 +1,14 @@
 //! The launches of a token, run in the emulator: tokens and logits are those that mlx-lm gave on a CPU.
 
 mod emulated;
+mod golden_folder;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use emulated::Emulated;
+use golden_folder::LOGITS;
 use serde::Deserialize;
 use zmlx_cuda::plan::{Memory, Plan, WeightAddress};
-use zmlx_mlx::io;
-
-/// Logits against mlx-lm's in float32.
-const LOGITS: f32 = 1e-3;
 
 #[derive(Deserialize)]
 struct Embedded {
@@ -86,7 +83,7 @@ impl Memory for Recorded {
 #[test]
 fn more_positions_ask_for_the_same_memory_but_longer_caches() {
     for folder in ["gpt_oss-q4", "qwen3_5_moe-q4"] {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle").join(folder);
+        let dir = golden_folder::committed().join(folder);
         let (_, fused) = emulated::load(&dir).unwrap();
         let plans = [1024, 1024, 5120].map(|capacity| {
             let mut memory = Recorded::default();
@@ -171,31 +168,11 @@ folders! {
     kimi_k25_q4: "kimi_k25-q4", 1 tokens, then 4;
 }
 
-#[derive(Deserialize)]
-struct Golden {
-    f32: Vec<Case>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    prompt: Vec<u32>,
-    tokens: Vec<u32>,
-    margins: Vec<f32>,
-}
-
 /// Feeds the prompt of that length token by token, then goes on by `count` tokens.
 fn decodes(folder: &str, prompt: usize, count: usize) -> Result<(), String> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle").join(folder);
-    let text = std::fs::read_to_string(dir.join("golden.json")).map_err(|e| e.to_string())?;
-    let golden: Golden = serde_json::from_str(&text).map_err(|e| e.to_string())?;
-    let rows: BTreeMap<_, _> = io::load_safetensors(dir.join("golden.safetensors"))
-        .map_err(|e| e.to_string())?
-        .into_iter()
-        .collect();
-    let (index, case) =
-        golden.f32.iter().enumerate().find(|(_, c)| c.prompt.len() == prompt).ok_or("no such prompt")?;
-    let rows = rows.get(&format!("f32.p{index}.decode8")).ok_or("no logits")?;
-    let rows = rows.to_vec::<f32>().map_err(|e| e.to_string())?;
+    let dir = golden_folder::committed().join(folder);
+    let cases = golden_folder::cases(&dir)?;
+    let case = cases.iter().find(|c| c.prompt.len() == prompt).ok_or("no such prompt")?;
     let (model, fused) = emulated::load(&dir)?;
     let vocabulary = model.vocab_size();
     let mut sequence = Emulated::new(&fused, vocabulary, 64)?;
@@ -207,7 +184,7 @@ fn decodes(folder: &str, prompt: usize, count: usize) -> Result<(), String> {
         let token = sequence.step();
         let Some(done) = (step + 1).checked_sub(prompt) else { continue };
         // Logits are there for the first tokens, each token for all.
-        let row = rows.get(done * vocabulary..(done + 1) * vocabulary).unwrap_or_default();
+        let row = case.logits.get(done * vocabulary..(done + 1) * vocabulary).unwrap_or_default();
         if row.is_empty() && done == 0 {
             return Err("no logits to compare".to_owned());
         }

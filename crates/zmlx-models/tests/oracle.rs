@@ -9,11 +9,12 @@
 //! `ZMLX_ORACLE_DIR` names a folder with more of such folders. `--nocapture` shows how far apart logits are, and where
 //! routers nearly tie. How such folders are made: `docs/adding-a-model.md`.
 
+mod golden_folder;
+
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use zmlx_mlx::io;
+use golden_folder::{Case, LOGITS, committed};
 use zmlx_models::{
     DeviceChoice, DtypeChoice, Flow, GenerateOptions, LoadOptions, Model, PatchOptions, Session,
 };
@@ -76,33 +77,11 @@ folders! {
     qwen3_q4: "qwen3-q4", Whole;
 }
 
-/// Logits against mlx-lm's, and against themselves with the prompt cut otherwise.
-const LOGITS: f32 = 1e-3;
 /// Gaps below this are told.
 const NEAR_TIE: f64 = 1e-4;
 
-#[derive(Deserialize)]
-struct Golden {
-    f32: Vec<Case>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    prompt: Vec<u32>,
-    tokens: Vec<u32>,
-    margins: Vec<f32>,
-    /// Smallest gap in the choices among that many.
-    router_gap_by_width: std::collections::BTreeMap<String, f64>,
-}
-
-impl Case {
-    fn smallest_gap(&self) -> f64 {
-        self.router_gap_by_width.values().copied().fold(f64::INFINITY, f64::min)
-    }
-}
-
-fn committed() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle")
+fn smallest_gap(case: &Case) -> f64 {
+    case.router_gap_by_width.values().copied().fold(f64::INFINITY, f64::min)
 }
 
 /// The model folders in a folder, or the folder itself if it is one.
@@ -147,11 +126,9 @@ fn passes(dir: &Path, engine: Option<Engine>) {
 fn check(dir: &Path, engine: Option<Engine>) -> Result<(), String> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let fail = |e: &dyn std::fmt::Display| format!("{name}: {e}\n");
-    let text = std::fs::read_to_string(dir.join("golden.json")).map_err(|e| fail(&e))?;
-    let golden: Golden = serde_json::from_str(&text).map_err(|e| fail(&e))?;
-    let rows = io::load_safetensors(dir.join("golden.safetensors")).map_err(|e| fail(&e))?;
+    let cases = golden_folder::cases(dir).map_err(|e| fail(&e))?;
     let mut failures = String::new();
-    if golden.f32.len() != 3 {
+    if cases.len() != 3 {
         failures += &fail(&"expected three prompts");
     }
     let default = PatchOptions { environment: false, ..PatchOptions::default() };
@@ -168,18 +145,13 @@ fn check(dir: &Path, engine: Option<Engine>) -> Result<(), String> {
         {
             failures += &fail(&format_args!("{engine:?} of it on the engine was expected: {report}"));
         }
-        for (index, case) in golden.f32.iter().enumerate() {
+        for case in &cases {
             let name = format!(
                 "{name} {} after {} tokens",
                 if model.is_patched() { "patched" } else { "stock" },
                 case.prompt.len()
             );
-            let rows = rows
-                .get(&format!("f32.p{index}.decode8"))
-                .ok_or_else(|| fail(&"golden.safetensors lacks logits"))?;
-            let rows = rows.to_vec::<f32>().map_err(|e| fail(&e))?;
-            check_case(&model, case, &rows, &name, &mut failures)
-                .map_err(|e| format!("{failures}{name}: {e}\n"))?;
+            check_case(&model, case, &name, &mut failures).map_err(|e| format!("{failures}{name}: {e}\n"))?;
         }
     }
     if failures.is_empty() { Ok(()) } else { Err(failures) }
@@ -188,23 +160,22 @@ fn check(dir: &Path, engine: Option<Engine>) -> Result<(), String> {
 fn check_case(
     model: &Model,
     case: &Case,
-    golden: &[f32],
     name: &str,
     failures: &mut String,
 ) -> Result<(), Box<dyn std::error::Error>> {
     // The prompt and the first tokens after it, each row of which mlx-lm's logits are there for.
     let (vocabulary, last) = (model.vocab_size(), case.prompt.len() - 1);
-    let known = golden.len() / vocabulary;
+    let known = case.logits.len() / vocabulary;
     let ids = [&case.prompt[..], &case.tokens[..known - 1]].concat();
     let whole = logits(model, &ids, ids.len())?;
-    let off = farthest(&whole[last * vocabulary..], golden);
+    let off = farthest(&whole[last * vocabulary..], &case.logits);
     let cut = [7, 1].map(|chunk| logits(model, &ids, chunk).map(|rows| farthest(&rows, &whole)));
     let cut = cut.into_iter().collect::<Result<Vec<f32>, _>>()?;
 
     let options = GenerateOptions { max_tokens: case.tokens.len(), ignore_eos: true, ..Default::default() };
     let tokens = Session::new(model).generate(&case.prompt, &options, &mut |_| Flow::Continue)?.tokens;
 
-    let gap = case.smallest_gap();
+    let gap = smallest_gap(case);
     let near =
         format!("smallest gap of a router {gap:.1e}{}", if gap < NEAR_TIE { " (near-tie)" } else { "" });
     println!("{name}: logits {off:.1e} off; cut in 7 and 1 {:.1e} and {:.1e}; {near}", cut[0], cut[1]);
