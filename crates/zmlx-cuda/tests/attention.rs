@@ -2,48 +2,24 @@
 
 mod support;
 
+use support::attention::{cached, filled, kept, softmax, table, turned};
 use support::{Device, close, compile, floats, nvrtc, rms_norm, wide};
 use zmlx_cuda::kernels::{
     Angles, Attend, AttendOperands, CacheOperands, Finish, Float, Growth, Heads, HeadsOperands, Norm,
     RawHeads, Type,
 };
 
-/// Cosines, then sines of each position.
-fn table(half: usize, positions: usize) -> Vec<f32> {
-    (0..positions)
-        .flat_map(|p| {
-            let angle = move |i: usize| p as f64 / 10000f64.powf(i as f64 / half as f64);
-            (0..half).map(move |i| angle(i).cos() as f32).chain((0..half).map(move |i| angle(i).sin() as f32))
-        })
-        .collect()
-}
-
 /// What a head goes through.
 fn finished(finish: &Finish, raw: &[f32], weight: &[f32], table: &[f32], position: usize) -> Vec<f64> {
     let mut y = finish.norm.map_or_else(|| wide(raw), |n| rms_norm(raw, n.weight.then_some(weight), n.eps));
-    if let Some(Angles { half, traditional, magnitude }) = finish.rope {
-        for i in 0..half {
-            let (a, b) = if traditional { (2 * i, 2 * i + 1) } else { (i, i + half) };
-            let (c, s) =
-                (f64::from(table[2 * half * position + i]), f64::from(table[2 * half * position + half + i]));
-            let (u, v) = (y[a] * f64::from(magnitude), y[b] * f64::from(magnitude));
-            (y[a], y[b]) = (u * c - v * s, u * s + v * c);
-        }
+    if let Some(angles) = finish.rope {
+        y = turned(angles, y, table, position);
     }
     if let Some(g) = finish.growth {
         let steps = (position as f64 / f64::from(g.original_context)).floor();
         y.iter_mut().for_each(|y| *y *= 1.0 + f64::from(g.beta) * (1.0 + steps).ln());
     }
     y
-}
-
-/// A value as a cache keeps it.
-fn kept(cache: Float, v: f64) -> f64 {
-    match cache {
-        Float::F32 => f64::from(v as f32),
-        Float::F16 => half::f16::from_f32(v as f32).to_f64(),
-        Float::Bf16 => half::bf16::from_f32(v as f32).to_f64(),
-    }
 }
 
 struct Case {
@@ -92,12 +68,8 @@ fn world(case: &Case, device: &mut Device, rng: &mut fastrand::Rng) -> World {
     let raw = strides.map(|s| floats(rng, tokens * s));
     let norms = [dk, dk, dv].map(|w| floats(rng, w));
     let tables = finish.map(|f| table(f.rope.map_or(1, |r| r.half), capacity));
-    let mut caches = [dk, dv].map(|w| {
-        let values = floats(rng, case.sequences * kv_heads * capacity * w);
-        values.iter().map(|v| kept(case.cache, f64::from(*v))).collect::<Vec<_>>()
-    });
-    let narrow = |v: &Vec<f64>| v.iter().map(|v| *v as f32).collect::<Vec<_>>();
-    let addresses = [0, 1].map(|i| m.floats(case.cache, &narrow(&caches[i])));
+    let filled = [dk, dv].map(|w| filled(m, rng, case.cache, case.sequences * kv_heads * capacity * w));
+    let (addresses, mut caches) = (filled.each_ref().map(|f| f.0), filled.map(|f| f.1));
     let sinks = case.sinks.then(|| floats(rng, heads));
     let operands = HeadsOperands {
         raw: [0, 1, 2].map(|i| m.f32(&raw[i])),
@@ -141,13 +113,9 @@ fn world(case: &Case, device: &mut Device, rng: &mut fastrand::Rng) -> World {
                 .map(|p| f64::from(SCALE) * row(0, p, dk).iter().zip(q).map(|(a, b)| a * b).sum::<f64>())
                 .collect();
             scores.extend(sinks.as_ref().map(|s| f64::from(s[h])));
-            let most = scores.iter().copied().fold(f64::MIN, f64::max);
-            let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
-            let total: f64 = weights.iter().sum();
+            let weights = softmax(&scores);
             out.extend(
-                (0..dv).map(|d| {
-                    (start..end).map(|p| weights[p - start] / total * row(1, p, dv)[d]).sum::<f64>()
-                }),
+                (0..dv).map(|d| (start..end).map(|p| weights[p - start] * row(1, p, dv)[d]).sum::<f64>()),
             );
         }
     }
@@ -233,20 +201,10 @@ fn heads_are_finished_and_appended() {
 fn check_caches(i: usize, case: &Case, device: &Device, world: &World) {
     for (address, want) in world.caches.iter().zip(&world.caches_after) {
         // A value in the middle between two that can be kept may go either way.
-        close(&format!("cache of case {i}"), &as_floats(case.cache, device, *address), want, 2e-4);
+        close(&format!("cache of case {i}"), &cached(case.cache, device, *address), want, 2e-4);
     }
     if let Some(gates) = world.operands.gates {
         close(&format!("gates of case {i}"), &device.memory.read(gates), &world.gates, 0.0);
-    }
-}
-
-fn as_floats(float: Float, device: &Device, address: u64) -> Vec<f32> {
-    let data = &device.memory.get(address).data;
-    let bits = || data.chunks_exact(2).map(|c| u16::from_ne_bytes([c[0], c[1]]));
-    match float {
-        Float::F32 => device.memory.read(address),
-        Float::F16 => bits().map(|b| half::f16::from_bits(b).to_f32()).collect(),
-        Float::Bf16 => bits().map(|b| half::bf16::from_bits(b).to_f32()).collect(),
     }
 }
 

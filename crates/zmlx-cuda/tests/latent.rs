@@ -2,6 +2,7 @@
 
 mod support;
 
+use support::attention::{cached, filled, kept, softmax, table, turned};
 use support::{Device, close, compile, dot, floats, matrix, nvrtc, rms_norm, wide};
 use zmlx_cuda::kernels::{
     Angles, CacheOperands, Float, Format, HeadProducts, HeadProductsOperands, HeadRows, LatentAttend,
@@ -9,48 +10,6 @@ use zmlx_cuda::kernels::{
 };
 
 const AFFINE4: Format = Format::Affine { bits: 4, group: 32, scales: Float::Bf16 };
-
-/// Cosines, then sines of each position.
-fn table(half: usize, positions: usize) -> Vec<f32> {
-    (0..positions)
-        .flat_map(|p| {
-            let angle = move |i: usize| p as f64 / 10000f64.powf(i as f64 / half as f64);
-            (0..half).map(move |i| angle(i).cos() as f32).chain((0..half).map(move |i| angle(i).sin() as f32))
-        })
-        .collect()
-}
-
-fn turned(angles: Angles, row: &[f32], table: &[f32], position: usize) -> Vec<f64> {
-    let Angles { half, traditional, magnitude } = angles;
-    let mut y = wide(row);
-    for i in 0..half {
-        let (a, b) = if traditional { (2 * i, 2 * i + 1) } else { (i, i + half) };
-        let at = |i: usize| f64::from(table[2 * half * position + i]);
-        let (c, s) = (at(i), at(half + i));
-        let (u, v) = (y[a] * f64::from(magnitude), y[b] * f64::from(magnitude));
-        (y[a], y[b]) = (u * c - v * s, u * s + v * c);
-    }
-    y
-}
-
-/// A value as a cache keeps it.
-fn kept(cache: Float, v: f64) -> f64 {
-    match cache {
-        Float::F32 => f64::from(v as f32),
-        Float::F16 => half::f16::from_f32(v as f32).to_f64(),
-        Float::Bf16 => half::bf16::from_f32(v as f32).to_f64(),
-    }
-}
-
-fn as_floats(float: Float, device: &Device, address: u64) -> Vec<f32> {
-    let data = &device.memory.get(address).data;
-    let bits = || data.chunks_exact(2).map(|c| u16::from_ne_bytes([c[0], c[1]]));
-    match float {
-        Float::F32 => device.memory.read(address),
-        Float::F16 => bits().map(|b| half::f16::from_bits(b).to_f32()).collect(),
-        Float::Bf16 => bits().map(|b| half::bf16::from_bits(b).to_f32()).collect(),
-    }
-}
 
 /// What attention reads and must leave.
 struct World {
@@ -70,19 +29,15 @@ fn world(kernel: &LatentAttend, position: usize, device: &mut Device, rng: &mut 
     let compressed = floats(rng, tokens * kernel.compressed_stride);
     let (norm, half) = (floats(rng, latent), kernel.angles.half);
     let tables = [0, 1].map(|_| table(half, capacity));
-    let mut caches = [latent, rope].map(|w| {
-        let values = floats(rng, sequences * capacity * w);
-        values.iter().map(|v| kept(cache, f64::from(*v))).collect::<Vec<_>>()
-    });
-    let narrow = |v: &Vec<f64>| v.iter().map(|v| *v as f32).collect::<Vec<_>>();
-    let addresses = [0, 1].map(|i| m.floats(cache, &narrow(&caches[i])));
+    let filled = [latent, rope].map(|w| filled(m, rng, cache, sequences * capacity * w));
+    let (addresses, mut caches) = (filled.each_ref().map(|f| f.0), filled.map(|f| f.1));
     for t in 0..tokens {
         let at = position + t % length;
         let row = &compressed[t * kernel.compressed_stride..][..latent + rope];
         let weight = kernel.norm.weight.then_some(&norm[..]);
         let fresh = [
             rms_norm(&row[..latent], weight, kernel.norm.eps),
-            turned(kernel.angles, &row[latent..], &tables[1], at),
+            turned(kernel.angles, wide(&row[latent..]), &tables[1], at),
         ];
         for (cached, fresh) in caches.iter_mut().zip(fresh) {
             let place = (t / length * capacity + at) * fresh.len();
@@ -92,21 +47,17 @@ fn world(kernel: &LatentAttend, position: usize, device: &mut Device, rng: &mut 
     let mut mixed = Vec::new();
     for t in 0..tokens {
         let seen = position + t % length + 1;
-        let cached = |i: usize, p: usize, w: usize| &caches[i][(t / length * capacity + p) * w..][..w];
+        let row = |i: usize, p: usize, w: usize| &caches[i][(t / length * capacity + p) * w..][..w];
         for h in 0..heads {
             let q = wide(&queries[(t * heads + h) * latent..][..latent]);
             let pe = &raw_turned[t * token + h * head..][..rope];
-            let pe = turned(kernel.angles, pe, &tables[0], seen - 1);
+            let pe = turned(kernel.angles, wide(pe), &tables[0], seen - 1);
             let score = |p: usize| {
-                f64::from(kernel.scale) * (dot(cached(0, p, latent), 0, &q) + dot(cached(1, p, rope), 0, &pe))
+                f64::from(kernel.scale) * (dot(row(0, p, latent), 0, &q) + dot(row(1, p, rope), 0, &pe))
             };
-            let scores: Vec<f64> = (0..seen).map(score).collect();
-            let most = scores.iter().copied().fold(f64::MIN, f64::max);
-            let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
-            let total: f64 = weights.iter().sum();
+            let weights = softmax(&(0..seen).map(score).collect::<Vec<_>>());
             mixed.extend(
-                (0..latent)
-                    .map(|d| (0..seen).map(|p| weights[p] / total * cached(0, p, latent)[d]).sum::<f64>()),
+                (0..latent).map(|d| (0..seen).map(|p| weights[p] * row(0, p, latent)[d]).sum::<f64>()),
             );
         }
     }
@@ -196,7 +147,7 @@ fn attention_over_latents_and_the_products_that_read_it() {
             close(&format!("case {i}"), &got, &want, 2e-4);
             let caches = [world.operands.cache.keys, world.operands.cache.values];
             for (address, want) in caches.iter().zip(&world.caches_after) {
-                let got = as_floats(kernel.cache, &device, *address);
+                let got = cached(kernel.cache, &device, *address);
                 close(&format!("cache of case {i}"), &got, want, 2e-4);
             }
             assert_eq!(*first.get_or_insert_with(|| got.clone()), got, "case {i}");

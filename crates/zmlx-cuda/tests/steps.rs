@@ -2,6 +2,7 @@
 
 mod support;
 
+use support::attention::softmax;
 use support::{Device, close, compile, dot, floats, matrix, nvrtc, rms_norm, wide};
 use zmlx_cuda::kernels::{
     Argmax, Embed, Float, Format, Groups, Next, NextOperands, Norm, Plain, PlainOp, PlainOperands, Qmv,
@@ -17,12 +18,6 @@ fn select(experts: usize, k: usize, scores: Scores) -> Select {
 
 /// What a choice must be, by sorting; smallest rank first.
 fn chosen(s: &Select, logits: &[f64], bias: &[f32]) -> (Vec<i32>, Vec<f64>) {
-    let softmax = |x: &[f64]| {
-        let most = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let e: Vec<f64> = x.iter().map(|x| (x - most).exp()).collect();
-        let total: f64 = e.iter().sum();
-        e.iter().map(|e| e / total).collect::<Vec<f64>>()
-    };
     let scores = match s.scores {
         Scores::Sigmoid => logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
         Scores::Softmax => softmax(logits),
@@ -287,10 +282,6 @@ fn stages_without_a_product() {
         };
         x.iter().enumerate().map(normed).collect()
     };
-    let softmax = |x: &[f32]| {
-        let total: f64 = x.iter().map(|v| f64::from(*v).exp()).sum();
-        x.iter().map(|v| f64::from(*v).exp() / total).collect()
-    };
     let pairs = |f: fn(f64, f64) -> f64| {
         x.iter().zip(&other).map(|(a, b)| f(f64::from(*a), f64::from(*b))).collect::<Vec<f64>>()
     };
@@ -298,7 +289,7 @@ fn stages_without_a_product() {
         (PlainOp::RmsNorm(Norm { eps: 1e-5, weight: true }), each(&|x| rms_norm(x, Some(&weight), 1e-5))),
         (PlainOp::RmsNorm(Norm { eps: 1e-3, weight: false }), each(&|x| rms_norm(x, None, 1e-3))),
         (PlainOp::LayerNorm { eps: 1e-5, weight: true, bias: true }, each(&layer_norm)),
-        (PlainOp::Softmax, each(&softmax)),
+        (PlainOp::Softmax, each(&|x| softmax(&wide(x)))),
         (PlainOp::Add, pairs(|a, b| a + b)),
         (PlainOp::SigmoidGate, pairs(|gate, x| x / (1.0 + (-gate).exp()))),
     ] {

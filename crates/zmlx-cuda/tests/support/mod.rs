@@ -1,6 +1,7 @@
 //! Runs kernels in the emulator and compiles them with NVRTC.
 #![allow(dead_code)]
 
+pub mod attention;
 mod emulated;
 
 use std::collections::HashMap;
