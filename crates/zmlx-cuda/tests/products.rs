@@ -151,6 +151,29 @@ fn plans_of_every_kind() {
     }
 }
 
+/// Codes are subnormal numbers and x is scaled to match: neither end of what activations may be is lost.
+#[test]
+fn very_large_and_very_small_activations() {
+    let mut rng = fastrand::Rng::with_seed(22);
+    let mut device = Device::default();
+    let (rows, columns) = (19, 256);
+    for (bits, size) in [(4, 4e13), (4, 1e-15), (8, 4e13), (8, 1e-15)] {
+        let format = Format::Affine { bits, group: 64, scales: Float::F32 };
+        let w = matrix(&mut device.memory, &mut rng, format, rows, columns);
+        let x: Vec<f32> = floats(&mut rng, columns).iter().map(|v| v * size).collect();
+        let kernel = Qmv::new(rows, columns, format, 1);
+        let operands = QmvOperands {
+            x: device.memory.f32(&x),
+            weights: w.weights,
+            out: device.memory.fresh(Type::F32, rows),
+            ..Default::default()
+        };
+        device.run(&kernel.source().unwrap(), &kernel.launch(&operands).unwrap());
+        let want: Vec<f64> = (0..rows).map(|r| dot(&w.values, r, &wide(&x))).collect();
+        close(&format!("{bits} bits, {size:e}"), &device.memory.read(operands.out), &want, 3e-6);
+    }
+}
+
 #[test]
 fn norms_biases_gates_residuals_and_pairs() {
     let mut rng = fastrand::Rng::with_seed(2);

@@ -7,6 +7,7 @@
 //!
 //! Common to all:
 //! * Activations, norm weights and biases are float32. Weights stay as MLX stores them ([`Format`]).
+//!   Rows that an affine matrix is multiplied with are to be below 2^50; what is larger becomes infinite or NaN.
 //! * Every kernel first starts on what does not depend on launches before it, then waits (`griddepcontrol.wait`), so that it
 //!   may be launched with or without the attribute for programmatic stream serialisation. It reads nothing that a kernel
 //!   writes before that wait: only weights.
