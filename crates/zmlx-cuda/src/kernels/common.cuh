@@ -102,6 +102,19 @@ DEVICE u16 float_to_half(float f) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
   return h;
 }
+// Copies to shared memory that go on by themselves, in groups; zeros where there is nothing to copy.
+DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
+DEVICE void copy_16(void* to, const void* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
+               :: "r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
+DEVICE void copy_4(void* to, const void* from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+               :: "r"(shared_address(to)), "l"(from), "r"(valid ? 4 : 0) : "memory");
+}
+DEVICE void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until all groups of the thread but the last N have come.
+template <int N> DEVICE void wait_groups() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
 // Values that blocks of one launch hand to each other.
 DEVICE void publish(float* p, float v) { asm volatile("st.relaxed.gpu.f32 [%0], %1;" :: "l"(p), "f"(v) : "memory"); }
 DEVICE float published(float* p) {
@@ -120,6 +133,14 @@ DEVICE void zmlx_wait() {}
 DEVICE void zmlx_release() {}
 template <class T> DEVICE T load_weights(const T* p) { return *p; }
 DEVICE float4 load_now(const float4* p) { return *p; }
+DEVICE void copy_16(void* to, const void* from, bool valid) {
+  *static_cast<uint4*>(to) = valid ? *static_cast<const uint4*>(from) : make_uint4(0u, 0u, 0u, 0u);
+}
+DEVICE void copy_4(void* to, const void* from, bool valid) {
+  *static_cast<u32*>(to) = valid ? *static_cast<const u32*>(from) : 0u;
+}
+DEVICE void end_group() {}
+template <int N> DEVICE void wait_groups() {}
 DEVICE float half_to_float(u16 h) { return __half2float(__ushort_as_half(h)); }
 DEVICE u16 float_to_half(float f) { return __half_as_ushort(__float2half_rn(f)); }
 DEVICE void publish(float* p, float v) { zs::atomic_write(p, v); }

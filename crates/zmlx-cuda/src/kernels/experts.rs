@@ -85,14 +85,16 @@ impl ExpertsUp {
         tokens: usize,
         activation: Activation,
     ) -> Self {
-        let work = Work { rows: rows * k * tokens, columns, parts: 1, tokens: 1, paired: true, format };
+        let odd = format.odd(experts * rows, columns);
+        let work = Work { rows: rows * k * tokens, columns, parts: 1, tokens: 1, paired: true, odd, format };
         let plan = Plan::new(work);
         Self { experts, k, rows, columns, format, tokens, norm: None, activation, bias: [false; 2], plan }
     }
 
     fn work(&self) -> Work {
-        let Self { rows, k, columns, format, tokens, .. } = *self;
-        Work { rows: rows * k * tokens, columns, parts: 1, tokens: 1, paired: true, format }
+        let Self { experts, rows, k, columns, format, tokens, .. } = *self;
+        let odd = format.odd(experts * rows, columns);
+        Work { rows: rows * k * tokens, columns, parts: 1, tokens: 1, paired: true, odd, format }
     }
 
     fn check(&self) -> Result<(), KernelError> {
@@ -148,8 +150,8 @@ impl ExpertsUp {
         given(UP, "the bias of up", self.bias[1], &o.bias[1])?;
         aligned(UP, "x", o.x, 16)?;
         aligned(UP, "the norm's weights", o.norm.unwrap_or(0), 16)?;
-        o.gate.check(UP)?;
-        o.up.check(UP)?;
+        o.gate.check(UP, self.work())?;
+        o.up.check(UP, self.work())?;
         let tiles = self.rows.div_ceil(self.plan.tile(true)) * self.k;
         let bytes = 2 * self.tokens * self.k * self.rows * self.format.row_bytes(self.columns);
         Ok(Launch {
@@ -210,14 +212,22 @@ pub struct ExpertsDownOperands {
 impl ExpertsDown {
     /// Without biases and residuals.
     pub fn new([experts, k]: [usize; 2], [rows, columns]: [usize; 2], format: Format, tokens: usize) -> Self {
-        let plan =
-            Plan::new(Work { rows: rows * tokens, columns, parts: k, tokens: 1, paired: false, format });
+        let plan = Plan::new(Work {
+            rows: rows * tokens,
+            columns,
+            parts: k,
+            tokens: 1,
+            paired: false,
+            odd: false,
+            format,
+        });
         Self { experts, k, rows, columns, format, tokens, bias: false, residuals: 0, plan }
     }
 
     fn work(&self) -> Work {
-        let Self { rows, k, columns, format, tokens, .. } = *self;
-        Work { rows: rows * tokens, columns, parts: k, tokens: 1, paired: false, format }
+        let Self { experts, rows, k, columns, format, tokens, .. } = *self;
+        let odd = format.odd(experts * rows, columns);
+        Work { rows: rows * tokens, columns, parts: k, tokens: 1, paired: false, odd, format }
     }
 
     fn check(&self) -> Result<(), KernelError> {
@@ -274,7 +284,7 @@ impl ExpertsDown {
             return Err(KernelError::Operand { kernel: DOWN, what: "each residual" });
         }
         aligned(DOWN, "x", o.x, 16)?;
-        o.down.check(DOWN)?;
+        o.down.check(DOWN, self.work())?;
         let bytes = self.tokens * self.k * self.rows * self.format.row_bytes(self.columns);
         Ok(Launch {
             grid: [self.plan.blocks(self.rows.div_ceil(self.plan.tile(false))), self.tokens as u32, 1],

@@ -53,7 +53,8 @@ pub struct HeadProductsOperands {
 impl HeadProducts {
     /// Of rows `[tokens, heads, columns]`.
     pub fn new(heads: usize, [rows, columns]: [usize; 2], format: Format, tokens: usize) -> Self {
-        let all = Work { rows: heads * rows, columns, parts: 1, tokens, paired: false, format };
+        let odd = format.odd(heads * rows, columns);
+        let all = Work { rows: heads * rows, columns, parts: 1, tokens, paired: false, odd, format };
         let mut plan = Plan::new(all);
         // As many blocks a head as there are multiprocessors for it, with alike many rows.
         let blocks = (MULTIPROCESSORS as usize / heads.max(1)).max(1);
@@ -71,8 +72,9 @@ impl HeadProducts {
     }
 
     fn work(&self) -> Work {
-        let Self { rows, columns, format, tokens, .. } = *self;
-        Work { rows, columns, parts: 1, tokens, paired: false, format }
+        let Self { heads, rows, columns, format, tokens, .. } = *self;
+        let odd = format.odd(heads * rows, columns);
+        Work { rows, columns, parts: 1, tokens, paired: false, odd, format }
     }
 
     fn splits(&self) -> usize {
@@ -152,7 +154,7 @@ impl HeadProducts {
         given(NAME, "what the parts count", self.splits() > 0, &o.stats)?;
         aligned(NAME, "x", o.x, 16)?;
         aligned(NAME, "what the parts count", o.stats.unwrap_or(0), 16)?;
-        o.weights.check(NAME)?;
+        o.weights.check(NAME, self.work())?;
         let tiles = self.rows.div_ceil(self.plan.tile(false));
         let most = (MULTIPROCESSORS as usize * self.plan.resident / self.heads).max(1);
         Ok(Launch {

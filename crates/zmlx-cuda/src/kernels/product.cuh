@@ -4,6 +4,9 @@
 // times ROWS_A_LANE rows at once, and SPLIT warps of a block share the columns: each takes every SPLIT-th chunk of LANES
 // units. Their sums meet in shared memory and are added in one order.
 //
+// Units are copied to shared memory, DEPTH steps of a thread ahead, where only the thread that asked for them reads them: what
+// is on its way costs no registers, and waiting for x is not waiting for weights.
+//
 // Rows of x lie in shared memory as float4 ("quads"), in the order in which lanes read them. Affine codes become floats where
 // they are: bits p .. p + 3 of a word, the others masked out, are the subnormal number q 2^(p - 149), which is exact, and x
 // holds x 2^(77 - p) in its place. So each product is q x 2^-72, rounded as q x is, for an integer instruction (and a shift
@@ -16,8 +19,6 @@ constexpr int CHUNKS = (UNITS + LANES - 1) / LANES;
 // Chunks of all rows of x that one row of the result takes: several where experts are added up.
 constexpr int ALL_CHUNKS = CHUNKS * PARTS;
 constexpr int STEPS = (ALL_CHUNKS + SPLIT - 1) / SPLIT;
-constexpr int BATCH = STEPS < DEPTH ? STEPS : DEPTH;
-constexpr int BATCHES = (STEPS + BATCH - 1) / BATCH;
 constexpr int THREADS = 32 * WARPS;
 constexpr int SUB = 32 / LANES;
 constexpr int MATRICES = PAIRED ? 2 : 1;
@@ -28,20 +29,21 @@ constexpr int X_ROWS = TOKENS * PARTS;
 constexpr int X_QUADS = CHUNKS * LANES * QUADS;
 constexpr int X_UNITS = CHUNKS * LANES;
 
-struct Unit {
-  uint4 codes;
-  SCALE scale, bias;
-};
-
 // The shared memory of a block; the host knows its size.
 struct Room {
   float4* x;
   float* sums;   // of x, a unit
   float* parts;  // [2][SPLIT][MATRICES * TILE][TOKENS]
   float* norms;  // a float a warp or row
+  uint4* codes;  // [DEPTH][ROWS_A_LANE][THREADS]
+  u32* scales;   // the words that hold them, then those of the biases: [DEPTH][ROWS_A_LANE][THREADS] each
 };
 DEVICE Room room_of(float* pool) {
+  constexpr int UNITS_HELD = DEPTH * ROWS_A_LANE * THREADS;
   Room r;
+  r.codes = reinterpret_cast<uint4*>(pool);
+  r.scales = reinterpret_cast<u32*>(r.codes + UNITS_HELD);
+  pool = reinterpret_cast<float*>(r.scales + (FORMAT > MXFP4 ? 0 : AFFINE ? 2 * UNITS_HELD : UNITS_HELD));
   r.x = reinterpret_cast<float4*>(pool);
   r.sums = pool + X_ROWS * X_QUADS * 4;
   r.parts = r.sums + (AFFINE ? X_ROWS * X_UNITS : 0);
@@ -91,20 +93,17 @@ DEVICE float4 prescaled(float4 x) {
   return x;
 }
 
-DEVICE Unit load_unit(const Matrix& m, u64 row, int unit, bool valid) {
-  Unit u;
-  u.codes = make_uint4(0u, 0u, 0u, 0u);
-  u.scale = u.bias = 0;
-  if (valid) {
-    u.codes = load_weights(reinterpret_cast<const uint4*>(m.codes) + row * UNITS + unit);
-    if (FORMAT <= MXFP4) {
-      u64 at = row * (COLUMNS / GROUP) + unit * CODES / GROUP;
-      u.scale = load_weights(m.scales + at);
-      if (AFFINE) u.bias = load_weights(m.biases + at);
-    }
-  }
-  return u;
+// Scales and biases of groups are copied as the words of 32 bits that they lie in. Not WORDS: those of some matrix end within
+// a word, and are loaded when they are needed.
+template <class T> DEVICE const void* word_around(const T* p) {
+  return reinterpret_cast<const void*>(reinterpret_cast<u64>(p) & ~u64(3));
 }
+template <class T> DEVICE float in_word(u32 word, u32 byte) {
+  if constexpr (sizeof(T) == 4) return __uint_as_float(word);
+  else return scale_value(static_cast<T>(word >> 8 * byte));
+}
+// Where rows of groups are whole words, a unit alone says where in its word a scale is (the host sees to where they begin).
+constexpr bool WHOLE_WORDS = COLUMNS / GROUP * sizeof(SCALE) % 4 == 0;
 
 // Quad `i` of the part of x that all lanes read at once: spread so that neither writing nor reading it meets a bank twice.
 DEVICE int quad_at(int chunk, int q, int lane) { return (chunk * QUADS + q) * LANES + (lane ^ (q % 8)); }
@@ -226,39 +225,37 @@ struct RowsOfX {
   }
 };
 
-// Adds the products of a batch of units to the lane's sums. `chunk`: the first of them.
-DEVICE void add_batch(const Unit (&units)[BATCH][ROWS_A_LANE], int chunk, int lane, const Room& room,
-                      float (&sums)[TOKENS][ROWS_A_LANE]) {
+// One unit of each of a lane's rows, in place `slot` of the copies.
+struct Step {
+  uint4 codes[ROWS_A_LANE];
+  float scales[ROWS_A_LANE], biases[ROWS_A_LANE];
+};
+
+// Adds the products of a step to the lane's sums. `at`: its chunk.
+DEVICE void add_step(const Step& step, int at, int lane, const Room& room, float (&sums)[TOKENS][ROWS_A_LANE]) {
+  const int part = PARTS == 1 ? 0 : at / CHUNKS, c = PARTS == 1 ? at : at % CHUNKS;
+  float a[TOKENS][ROWS_A_LANE] = {};
 #pragma unroll
-  for (int s = 0; s < BATCH; s++) {
-    int at = chunk + s * SPLIT;
-    if (ALL_CHUNKS % (SPLIT * BATCH) != 0 && at >= ALL_CHUNKS) break;
-    int part = PARTS == 1 ? 0 : at / CHUNKS, c = PARTS == 1 ? at : at % CHUNKS;
-    float a[TOKENS][ROWS_A_LANE] = {};
+  for (int q = 0; q < QUADS; q++) {
+    float4 w[ROWS_A_LANE];
 #pragma unroll
-    for (int q = 0; q < QUADS; q++) {
-      float4 w[ROWS_A_LANE];
+    for (int r = 0; r < ROWS_A_LANE; r++) w[r] = decode(step.codes[r], q);
 #pragma unroll
-      for (int r = 0; r < ROWS_A_LANE; r++) w[r] = decode(units[s][r].codes, q);
+    for (int t = 0; t < TOKENS; t++) {
+      float4 x = room.x[(t * PARTS + part) * X_QUADS + quad_at(c, q, lane)];
 #pragma unroll
-      for (int t = 0; t < TOKENS; t++) {
-        float4 x = room.x[(t * PARTS + part) * X_QUADS + quad_at(c, q, lane)];
-#pragma unroll
-        for (int r = 0; r < ROWS_A_LANE; r++) {
-          a[t][r] = fmaf(w[r].x, x.x, fmaf(w[r].y, x.y, fmaf(w[r].z, x.z, fmaf(w[r].w, x.w, a[t][r]))));
-        }
+      for (int r = 0; r < ROWS_A_LANE; r++) {
+        a[t][r] = fmaf(w[r].x, x.x, fmaf(w[r].y, x.y, fmaf(w[r].z, x.z, fmaf(w[r].w, x.w, a[t][r]))));
       }
     }
+  }
+#pragma unroll
+  for (int t = 0; t < TOKENS; t++) {
+    float sum = AFFINE ? room.sums[(t * PARTS + part) * X_UNITS + c * LANES + lane] : 0.0f;
 #pragma unroll
     for (int r = 0; r < ROWS_A_LANE; r++) {
-      float scale = FORMAT <= MXFP4 ? scale_value(units[s][r].scale) : 1.0f;
-      float bias = AFFINE ? scale_value(units[s][r].bias) : 0.0f;
-#pragma unroll
-      for (int t = 0; t < TOKENS; t++) {
-        float y = a[t][r] * CODE_FACTOR * scale;
-        if (AFFINE) y = fmaf(bias, room.sums[(t * PARTS + part) * X_UNITS + c * LANES + lane], y);
-        sums[t][r] += y;
-      }
+      float y = FORMAT <= MXFP4 ? a[t][r] * CODE_FACTOR * step.scales[r] : a[t][r];
+      sums[t][r] += AFFINE ? fmaf(step.biases[r], sum, y) : y;
     }
   }
 }
@@ -284,6 +281,18 @@ DEVICE void sum_lanes(float (&v)[ROWS_A_LANE], int lane) {
   }
 }
 
+// Waits until all groups of the thread but the last `count`, less than DEPTH, have come.
+DEVICE void wait_all_but(int count) {
+  if (DEPTH > 7 && count == 7) wait_groups<7>();
+  else if (DEPTH > 6 && count == 6) wait_groups<6>();
+  else if (DEPTH > 5 && count == 5) wait_groups<5>();
+  else if (DEPTH > 4 && count == 4) wait_groups<4>();
+  else if (DEPTH > 3 && count == 3) wait_groups<3>();
+  else if (DEPTH > 2 && count == 2) wait_groups<2>();
+  else if (DEPTH > 1 && count == 1) wait_groups<1>();
+  else wait_groups<0>();
+}
+
 // Works on the tiles blockIdx.x, blockIdx.x + gridDim.x, ... of TILE rows, of which a thread finishes every THREADS-th of
 // RESULTS results.
 //   matrix(tile, local, m, part): matrix m (0, 1 where paired) for row `local` of a tile and a part of x;
@@ -294,41 +303,100 @@ template <bool EARLY, int RESULTS, class MatrixOf, class RowOf, class Rows, clas
 DEVICE void products(int tiles, const Room& room, MatrixOf matrix, RowOf row, Rows rows, Prepare prepare, Finish finish) {
   const int warp = threadIdx.x / 32, group = warp / SPLIT, split = warp % SPLIT;
   const int sub = threadIdx.x % 32 / LANES, lane = threadIdx.x % LANES;
-  Unit units[BATCH][ROWS_A_LANE];
-  auto load = [&](int tile, int batch) {
+  constexpr int HELD = ROWS_A_LANE * THREADS;
+  auto local_of = [&](int r) { return (group * ROWS_A_MATRIX + r % ROWS_A_MATRIX) * SUB + sub; };
+  // gives(m, row, unit, r): the matrix, row and unit of each row of a lane in a step; unit is negative where there is none.
+  auto each_unit = [&](int tile, int step, auto gives) {
+    const int at = split + step * SPLIT, part = at / CHUNKS, unit = at % CHUNKS * LANES + lane;
+    const bool valid = unit < UNITS && at < ALL_CHUNKS;
 #pragma unroll
-    for (int s = 0; s < BATCH; s++) {
-      int at = split + (batch * BATCH + s) * SPLIT, part = at / CHUNKS, unit = at % CHUNKS * LANES + lane;
-      bool valid = unit < UNITS && at < ALL_CHUNKS;
-#pragma unroll
-      for (int r = 0; r < ROWS_A_LANE; r++) {
-        int local = (group * ROWS_A_MATRIX + r % ROWS_A_MATRIX) * SUB + sub;
-        Matrix m = matrix(tile, local, r / ROWS_A_MATRIX, at < ALL_CHUNKS ? part : 0);
-        units[s][r] = load_unit(m, row(tile, local), unit, valid);
+    for (int r = 0; r < ROWS_A_LANE; r++) {
+      Matrix m = matrix(tile, local_of(r), r / ROWS_A_MATRIX, at < ALL_CHUNKS ? part : 0);
+      gives(m, row(tile, local_of(r)), valid ? unit : -1, r);
+    }
+  };
+  // Copies that were asked for: up to this step of this tile.
+  int copied_tile = blockIdx.x, copied_step = 0, copied_slot = 0;
+  auto copy_next = [&] {
+    if (copied_tile < tiles) {
+      each_unit(copied_tile, copied_step, [&](const Matrix& m, u64 row, int unit, int r) {
+        const int to = copied_slot * HELD + r * THREADS + threadIdx.x, from = max(unit, 0);
+        copy_16(room.codes + to, reinterpret_cast<const uint4*>(m.codes) + row * UNITS + from, unit >= 0);
+        if (FORMAT <= MXFP4 && WORDS) {
+          const u64 group = row * (COLUMNS / GROUP) + from * CODES / GROUP;
+          copy_4(room.scales + to, word_around(m.scales + group), unit >= 0);
+          if (AFFINE) copy_4(room.scales + DEPTH * HELD + to, word_around(m.biases + group), unit >= 0);
+        }
+      });
+      if (++copied_step == STEPS) {
+        copied_step = 0;
+        copied_tile += gridDim.x;
       }
     }
+    // Empty groups count too.
+    end_group();
+    copied_slot = copied_slot + 1 == DEPTH ? 0 : copied_slot + 1;
+  };
+  // Weights that depend on the launch before begin slowly: nobody may stand in a queue of copies while x could be placed, or
+  // products be made.
+  int ahead = 0;
+  auto copy_up_to = [&](int count) {
+#pragma unroll 1
+    for (; ahead < count; ahead++) copy_next();
   };
   const int first = min(static_cast<int>(threadIdx.x), RESULTS - 1);
   zmlx_release();
   int tile = blockIdx.x;
   rows.early();
-  if (EARLY && tile < tiles) load(tile, 0);
+  if (EARLY) copy_up_to(DEPTH);
   zmlx_wait();
   rows.fetch();
   auto prepared = prepare(min(tile, tiles - 1), first);
-  if (!EARLY && tile < tiles) load(tile, 0);
+  if (!EARLY) copy_up_to(1);
   rows.place(room);
   __syncthreads();
   const float factor = rows.factor(room);
   moment(MOMENT_PLACED);
+  int slot = 0;
   for (int round = 0; tile < tiles; round ^= 1) {
     float sums[TOKENS][ROWS_A_LANE] = {};
     int next = tile + gridDim.x;
 #pragma unroll 1
-    for (int batch = 0; batch < BATCHES; batch++) {
-      add_batch(units, split + batch * BATCH * SPLIT, lane, room, sums);
-      bool more = batch + 1 < BATCHES;
-      if (more || next < tiles) load(more ? tile : next, more ? batch + 1 : 0);
+    for (int n = 0; n < STEPS; n++) {
+      if (EARLY) {
+        wait_groups<DEPTH - 1>();
+      } else {
+        copy_up_to(min(ahead + 1, DEPTH));
+        wait_all_but(ahead - 1);
+      }
+      Step step;
+#pragma unroll
+      for (int r = 0; r < ROWS_A_LANE; r++) step.codes[r] = room.codes[slot * HELD + r * THREADS + threadIdx.x];
+      if (FORMAT <= MXFP4 && WHOLE_WORDS) {
+        const u32 byte = ((split + n * SPLIT) % CHUNKS * LANES + lane) * CODES / GROUP * sizeof(SCALE) % 4;
+#pragma unroll
+        for (int r = 0; r < ROWS_A_LANE; r++) {
+          const u32* from = room.scales + slot * HELD + r * THREADS + threadIdx.x;
+          step.scales[r] = in_word<SCALE>(from[0], byte);
+          if (AFFINE) step.biases[r] = in_word<SCALE>(from[DEPTH * HELD], byte);
+        }
+      } else if (FORMAT <= MXFP4) {
+        each_unit(tile, n, [&](const Matrix& m, u64 row, int unit, int r) {
+          const u64 group = row * (COLUMNS / GROUP) + max(unit, 0) * CODES / GROUP;
+          if (!WORDS) {
+            step.scales[r] = unit < 0 ? 0.0f : scale_value(load_weights(m.scales + group));
+            if (AFFINE) step.biases[r] = unit < 0 ? 0.0f : scale_value(load_weights(m.biases + group));
+            return;
+          }
+          const u32* from = room.scales + slot * HELD + r * THREADS + threadIdx.x;
+          step.scales[r] = in_word<SCALE>(from[0], reinterpret_cast<u64>(m.scales + group) & 3u);
+          if (AFFINE) step.biases[r] = in_word<SCALE>(from[DEPTH * HELD], reinterpret_cast<u64>(m.biases + group) & 3u);
+        });
+      }
+      const int at = split + n * SPLIT;
+      if (ALL_CHUNKS % SPLIT == 0 || at < ALL_CHUNKS) add_step(step, at, lane, room, sums);
+      slot = slot + 1 == DEPTH ? 0 : slot + 1;
+      copy_next();
     }
     float* parts = room.parts + round * SPLIT * MATRICES * TILE * TOKENS;
 #pragma unroll

@@ -65,6 +65,20 @@ impl Format {
         }
     }
 
+    /// Whether the scales of so many rows end within a word of 32 bits.
+    pub(super) fn odd(self, rows: usize, columns: usize) -> bool {
+        self.groups(columns).is_some_and(|(bytes, _)| !(rows * bytes).is_multiple_of(4))
+    }
+
+    /// Bytes of a row's scales, and how many such rows there are beside the codes; nothing for floats.
+    fn groups(self, columns: usize) -> Option<(usize, usize)> {
+        match self {
+            Self::Affine { group, scales, .. } => Some((columns / group * scales.size(), 2)),
+            Self::Mxfp4 => Some((columns / 32, 1)),
+            Self::Dense(_) => None,
+        }
+    }
+
     /// Bytes of a row with its scales.
     pub fn row_bytes(self, columns: usize) -> usize {
         match self {
@@ -146,8 +160,13 @@ pub struct Weights {
 }
 
 impl Weights {
-    pub(super) fn check(&self, kernel: &'static str) -> Result<(), KernelError> {
-        aligned(kernel, "a matrix", self.codes, 16)
+    pub(super) fn check(&self, kernel: &'static str, work: Work) -> Result<(), KernelError> {
+        aligned(kernel, "a matrix", self.codes, 16)?;
+        // Scales are copied by words of 32 bits; rows of whole words are taken to begin with one.
+        let whole = work.format.groups(work.columns).is_some_and(|(bytes, _)| bytes.is_multiple_of(4));
+        let to = if whole { 4 } else { 1 };
+        aligned(kernel, "the scales of a matrix", self.scales, to)?;
+        aligned(kernel, "the biases of a matrix", self.biases, to)
     }
 }
 
@@ -193,7 +212,7 @@ pub struct Plan {
     pub split: usize,
     /// Warps of a block, a multiple of `split`.
     pub warps: usize,
-    /// Chunks of columns that are asked for at once.
+    /// Chunks of columns that are on their way at once.
     pub depth: usize,
     /// Blocks that a multiprocessor holds.
     pub resident: usize,
@@ -212,6 +231,8 @@ pub(super) struct Work {
     pub tokens: usize,
     /// Whether there are two matrices.
     pub paired: bool,
+    /// Whether the scales of a matrix end within a word of 32 bits.
+    pub odd: bool,
     pub format: Format,
 }
 
@@ -221,8 +242,9 @@ impl Plan {
         let units = work.columns / work.format.codes();
         let padded = |lanes: usize| units.div_ceil(lanes) * lanes;
         let lanes = [32, 16, 8].into_iter().min_by_key(|&l| padded(l)).unwrap_or(32);
-        let rows = if lanes == 32 && work.tokens <= 4 { 4 } else { 2 };
+        let rows = if lanes == 32 && work.tokens <= 4 { tuned("ROWS", 4) } else { 2 };
         let chunks = units.div_ceil(lanes) * work.parts;
+        let most = tuned("WARPS", 16);
         let split = if chunks <= 8 {
             chunks
         } else {
@@ -231,17 +253,19 @@ impl Plan {
         let made = 32 / lanes * rows / if work.paired { 2 } else { 1 };
         // Large blocks place x for more rows, but every multiprocessor needs one.
         let groups =
-            (1..=(16 / split).max(1)).rev().find(|g| work.rows.div_ceil(made * g) >= 120).unwrap_or(1);
+            (1..=(most / split).max(1)).rev().find(|g| work.rows.div_ceil(made * g) >= 120).unwrap_or(1);
         let warps = split * groups;
-        // One block a multiprocessor, and that with half its registers: so blocks of the next launch are there early, with their
-        // first weights on the way. Of large matrices the bytes matter more.
+        // One block a multiprocessor, and that with half of what it has: so blocks of the next launch are there early, with
+        // their first weights on the way. Of large matrices the bytes matter more.
         let tiles = work.rows.div_ceil(made * (warps / split));
         let large = work.rows * work.columns * work.parts >= LARGE;
-        let most = if large { 32 / warps } else { (8 / warps).max(1) };
-        let resident = tiles.div_ceil(super::MULTIPROCESSORS as usize).clamp(1, most);
-        // As much on its way with 16 warps as with 8.
-        let held = if warps > 8 { 4 } else { 8 };
-        Self { lanes, rows, split, warps, depth: (held / rows).max(1), resident }
+        let resident = tiles.div_ceil(super::MULTIPROCESSORS as usize).clamp(1, if large { 2 } else { 1 });
+        let mut plan = Self { lanes, rows, split, warps, depth: 0, resident };
+        let room = if large { 110 } else { tuned("ROOM", 110) } << 10;
+        let left = room.saturating_sub(plan.shared_bytes(work));
+        let steps = chunks.div_ceil(split) * tiles.div_ceil(plan.blocks(tiles) as usize);
+        plan.depth = (left / plan.step_bytes(work)).min(steps).clamp(1, 8);
+        plan
     }
 
     /// Threads of a block and blocks a multiprocessor: fewer where many rows of x need registers.
@@ -285,13 +309,30 @@ impl Plan {
         work.format.constants(to);
         to.int("COLUMNS", work.columns).int("LANES", self.lanes).int("ROWS_A_LANE", self.rows);
         to.int("SPLIT", self.split).int("WARPS", self.warps).int("DEPTH", self.depth);
-        to.int("PARTS", work.parts).int("TOKENS", work.tokens).flag("PAIRED", work.paired);
+        to.flag("WORDS", !work.odd)
+            .int("PARTS", work.parts)
+            .int("TOKENS", work.tokens)
+            .flag("PAIRED", work.paired);
         to.flag("NORM", norm.is_some()).flag("NORM_WEIGHT", norm.is_some_and(|n| n.weight));
         to.float("EPS", norm.map_or(0.0, |n| n.eps));
     }
 
     /// Bytes of shared memory, as `room_of` in the text has it.
     pub(super) fn shared(&self, work: Work, kernel: &'static str) -> Result<u32, KernelError> {
+        let bytes = self.shared_bytes(work);
+        if bytes > SHARED_MOST {
+            return Err(KernelError::Shared { kernel, got: bytes, most: SHARED_MOST });
+        }
+        Ok(bytes as u32)
+    }
+
+    /// Bytes of a block's copies of one step.
+    fn step_bytes(&self, work: Work) -> usize {
+        let words = work.format.groups(work.columns).map_or(0, |(_, rows)| 4 * rows);
+        32 * self.warps * self.rows * (16 + words)
+    }
+
+    fn shared_bytes(&self, work: Work) -> usize {
         let codes = work.format.codes();
         let units = (work.columns / codes).div_ceil(self.lanes) * self.lanes;
         let rows = work.tokens * work.parts;
@@ -299,11 +340,13 @@ impl Plan {
         let matrices = if work.paired { 2 } else { 1 };
         let parts = 4 * 2 * self.split * matrices * self.tile(work.paired) * work.tokens;
         let bytes = 4 * rows * units * codes + sums + parts + 4 * self.warps.max(rows);
-        if bytes > SHARED_MOST {
-            return Err(KernelError::Shared { kernel, got: bytes, most: SHARED_MOST });
-        }
-        Ok(bytes as u32)
+        bytes + self.depth * self.step_bytes(work)
     }
+}
+
+/// For trying plans.
+fn tuned(name: &str, usual: usize) -> usize {
+    std::env::var(format!("ZMLX_TRY_{name}")).ok().and_then(|v| v.parse().ok()).unwrap_or(usual)
 }
 
 /// Share of the steps of `split` warps that have work, in thousandths.

@@ -69,7 +69,7 @@ pub struct QmvOperands {
 impl Qmv {
     /// A plain product of `tokens` rows.
     pub fn new(rows: usize, columns: usize, format: Format, tokens: usize) -> Self {
-        let plan = Plan::new(Work { rows, columns, parts: 1, tokens, paired: false, format });
+        let plan = Plan::new(Work { rows, columns, parts: 1, tokens, paired: false, odd: false, format });
         Self {
             rows,
             stacked: [0; 2],
@@ -98,8 +98,10 @@ impl Qmv {
     }
 
     fn work(&self) -> Work {
-        let Self { rows, columns, format, tokens, .. } = *self;
-        Work { rows, columns, parts: 1, tokens, paired: self.activation.is_some(), format }
+        let Self { rows, columns, format, tokens, stacked: [second, third], .. } = *self;
+        let each = [rows.saturating_sub(second + third), second, third];
+        let odd = each.into_iter().any(|rows| format.odd(rows, columns));
+        Work { rows, columns, parts: 1, tokens, paired: self.activation.is_some(), odd, format }
     }
 
     fn check(&self) -> Result<(), KernelError> {
@@ -200,9 +202,9 @@ impl Qmv {
         given(NAME, "what follows a token", self.next.is_some(), &o.next)?;
         aligned(NAME, "x", o.x, 16)?;
         aligned(NAME, "the norm's weights", o.norm.unwrap_or(0), 16)?;
-        o.weights.check(NAME)?;
-        o.second.unwrap_or_default().check(NAME)?;
-        o.third.unwrap_or_default().check(NAME)?;
+        o.weights.check(NAME, self.work())?;
+        o.second.unwrap_or_default().check(NAME, self.work())?;
+        o.third.unwrap_or_default().check(NAME, self.work())?;
         let matrices = if self.activation.is_some() { 2 } else { 1 };
         Ok(Launch {
             grid: [self.plan.blocks(self.rows.div_ceil(self.plan.tile(matrices == 2))), 1, 1],

@@ -202,7 +202,8 @@ impl Router {
 
     fn work(&self) -> Work {
         let Self { columns, format, tokens, .. } = *self;
-        Work { rows: self.select.experts, columns, parts: 1, tokens, paired: false, format }
+        let rows = self.select.experts;
+        Work { rows, columns, parts: 1, tokens, paired: false, odd: format.odd(rows, columns), format }
     }
 
     fn check(&self) -> Result<(), KernelError> {
@@ -260,7 +261,7 @@ impl Router {
         given(ROUTER, "the bias of the choice", self.select.bias, &o.select.bias)?;
         aligned(ROUTER, "x", o.x, 16)?;
         aligned(ROUTER, "the norm's weights", o.norm.unwrap_or(0), 16)?;
-        o.matrix.check(ROUTER)?;
+        o.matrix.check(ROUTER, self.work())?;
         // The last block ranks in what held x before.
         let ranks = if self.select.groups.is_some() { 4 * self.plan.warps * self.select.experts } else { 0 };
         Ok(Launch {

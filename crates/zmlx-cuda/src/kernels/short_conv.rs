@@ -69,8 +69,15 @@ impl ShortConv {
         taps: usize,
     ) -> Self {
         let tokens = sequences * length;
-        let mut plan =
-            Plan::new(Work { rows: 3 * channels, columns, parts: 1, tokens, paired: false, format });
+        let mut plan = Plan::new(Work {
+            rows: 3 * channels,
+            columns,
+            parts: 1,
+            tokens,
+            paired: false,
+            odd: false,
+            format,
+        });
         let groups = |n: usize| {
             plan.split * n <= 16 && (3 * channels).div_ceil(n * 32 / plan.lanes * plan.rows) >= 120
         };
@@ -93,7 +100,8 @@ impl ShortConv {
 
     fn work(&self) -> Work {
         let Self { channels, columns, format, sequences, length, .. } = *self;
-        Work { rows: 3 * channels, columns, parts: 1, tokens: sequences * length, paired: false, format }
+        let (rows, tokens) = (3 * channels, sequences * length);
+        Work { rows, columns, parts: 1, tokens, paired: false, odd: format.odd(rows, columns), format }
     }
 
     fn check(&self) -> Result<(), KernelError> {
@@ -153,7 +161,7 @@ impl ShortConv {
         given(NAME, "the convolution's bias", self.conv_bias, &o.conv_bias)?;
         aligned(NAME, "x", o.x, 16)?;
         aligned(NAME, "the norm's weights", o.norm.unwrap_or(0), 16)?;
-        o.matrix.check(NAME)?;
+        o.matrix.check(NAME, self.work())?;
         Ok(Launch {
             grid: [self.plan.blocks(self.channels.div_ceil(self.plan.tile(false) / 3)), 1, 1],
             block: [32 * self.plan.warps as u32, 1, 1],
