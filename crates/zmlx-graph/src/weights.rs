@@ -3,6 +3,7 @@
 use serde::Serialize;
 use zmlx_mlx::{Array, Dtype, Result, ops};
 
+use crate::cuda::grouped_linear;
 use crate::shape::DtypeSpec;
 
 /// Number of a weight in its graph.
@@ -124,7 +125,10 @@ impl Weight {
 
 /// From this many rows on a matrix is unpacked for them. (H100: see docs/performance.md.)
 const UNPACK_FROM: usize = 256;
-/// From this many rows an expert on the matrices of all experts are unpacked. With 16 and with 8 it was slower on an H100 than
+/// From this many rows an expert on the rows of each are one product on tensor cores that reads packed codes. A guess, to be
+/// measured: fewer fill too little of a tile.
+const GROUPED_FROM: usize = 4;
+/// Where that product is not made for the format: from this many rows an expert on the matrices of all experts are unpacked. With 16 and with 8 it was slower on an H100 than
 /// products with packed codes, with 32 and with 64 more than twice as fast.
 const EXPERT_ROWS_FROM: usize = 24;
 
@@ -263,16 +267,28 @@ impl BoundWeight {
         x.matmul(&self.dense()?.astype(x.dtype())?.swapaxes(-1, -2)?)
     }
 
-    /// [`Self::gather_linear`] of many rows in the order of their experts: from 24 rows an expert on the
-    /// matrices are unpacked first, and the rows of each expert are one product.
+    /// [`Self::gather_linear`] of many rows in the order of their experts. From 4 rows an expert on a kernel of its own takes the
+    /// packed matrices ([`grouped_linear`]); where there is none for the format, from 24 on the matrices are unpacked first. Both
+    /// ways the rows of each expert are one product.
     pub fn gather_linear_of_many(&self, x: &Array, indices: &Array) -> Result<Array> {
         let experts = match self {
             Self::Dense(w) => w.dim(0)?,
             Self::Quantized { packed, .. } => packed.dim(0)?,
         };
-        if indices.size() < EXPERT_ROWS_FROM * experts.max(1) as usize || !self.unpacks_for(x) {
+        let enough = |rows: usize| indices.size() >= rows * experts.max(1) as usize;
+        if enough(GROUPED_FROM)
+            && let Some(product) = grouped_linear(self, x, indices, None)?
+        {
+            return Ok(product);
+        }
+        if !enough(EXPERT_ROWS_FROM) || !self.unpacks_for(x) {
             return self.gather_linear(x, indices, true);
         }
+        self.gather_linear_unpacked(x, indices)
+    }
+
+    /// [`Self::gather_linear`] of sorted rows with matrices that are unpacked to floats of `x`'s dtype first.
+    pub fn gather_linear_unpacked(&self, x: &Array, indices: &Array) -> Result<Array> {
         let dense = self.dense()?.astype(x.dtype())?.swapaxes(-1, -2)?;
         ops::gather_mm(x, &dense, None, Some(indices), true)
     }

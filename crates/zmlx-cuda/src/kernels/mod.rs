@@ -18,6 +18,7 @@
 mod attention;
 mod delta;
 mod experts;
+mod grouped;
 mod head_products;
 mod heads;
 mod latent;
@@ -31,6 +32,7 @@ mod short_conv;
 pub use attention::{Attend, AttendOperands};
 pub use delta::{ConvSilu, ConvSiluOperands, Delta, DeltaOperands};
 pub use experts::{ExpertsDown, ExpertsDownOperands, ExpertsUp, ExpertsUpOperands};
+pub use grouped::{Grouped, GroupedOperands, Tile};
 pub use head_products::{HeadProducts, HeadProductsOperands, HeadRows};
 pub use heads::{Angles, CacheOperands, Finish, Growth, Heads, HeadsOperands, RawHeads};
 pub use latent::{LatentAttend, LatentOperands};

@@ -4,6 +4,7 @@
 //! where it stays while such calls go on; a later call of several tokens brings it back first. Both ways
 //! are copies within the GPU's memory, a few milliseconds for a long context.
 
+mod grouped;
 mod transfer;
 
 use std::collections::HashMap;
@@ -27,7 +28,9 @@ use crate::shape::Sizes;
 use crate::state::SlotId;
 use crate::weights::{BoundWeight, WeightId};
 
+pub use grouped::grouped_linear;
 pub(crate) use transfer::DeviceState;
+pub use zmlx_cuda::kernels::Tile;
 pub use zmlx_cuda::{CudaError, DeviceInfo};
 
 /// Why a graph does not decode past MLX; the text says what to do where something can be done.
