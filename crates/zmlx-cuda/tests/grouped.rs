@@ -4,7 +4,9 @@ mod support;
 
 use half::{bf16, f16};
 use support::{Device, close, compile, dot, floats, matrix, nvrtc};
-use zmlx_cuda::kernels::{Float, Format, Grouped, GroupedOperands, KernelError, Tile, Type};
+use zmlx_cuda::kernels::{
+    CombineRows, CombineRowsOperands, Float, Format, Grouped, GroupedOperands, KernelError, Tile, Type,
+};
 use zmlx_emulator::{Dtype, KernelText};
 
 const fn affine(bits: u32, group: usize, scales: Float) -> Format {
@@ -18,6 +20,13 @@ fn rounded(float: Float, v: f64) -> f64 {
         Float::F16 => f16::from_f64(v).to_f64(),
         _ => bf16::from_f64(v).to_f64(),
     }
+}
+
+/// Floats of 16 bits in memory.
+fn narrow_floats(device: &Device, address: u64, float: Float) -> Vec<f32> {
+    let bits = device.memory.get(address).data.chunks_exact(2).map(|b| u16::from_ne_bytes([b[0], b[1]]));
+    bits.map(|b| if float == Float::F16 { f16::from_bits(b).to_f32() } else { bf16::from_bits(b).to_f32() })
+        .collect()
 }
 
 /// Runs experts with so many rows each.
@@ -49,10 +58,7 @@ fn run(format: Format, outputs: usize, columns: usize, tile: Tile, counts: &[usi
             dot(&values, experts[row] as usize * outputs + i % outputs, &x)
         })
         .collect();
-    let bits = device.memory.get(operands.out).data.chunks_exact(2).map(|b| u16::from_ne_bytes([b[0], b[1]]));
-    let got: Vec<f32> = bits
-        .map(|b| if float == Float::F16 { f16::from_bits(b).to_f32() } else { bf16::from_bits(b).to_f32() })
-        .collect();
+    let got = narrow_floats(&device, operands.out, float);
     // Half a unit in the last place of the result is 2^-9 and 2^-12 at most; about half of that on average.
     close(&what, &got, &want, if float == Float::F16 { 3e-4 } else { 2.2e-3 });
 }
@@ -87,6 +93,58 @@ fn many_experts() {
     let mut counts = [0; 70];
     (counts[0], counts[31], counts[32], counts[69]) = (1, 2, 34, 3);
     run(affine(4, 64, Float::Bf16), 32, 64, TILE, &counts);
+}
+
+#[test]
+fn rows_are_weighted_and_added() {
+    for (choices, columns, rows, wide_scores, wide_out) in [
+        (4, 264, Float::Bf16, true, true),
+        (8, 2048, Float::Bf16, false, false),
+        (1, 8, Float::F16, false, true),
+        (3, 4000, Float::F16, true, false),
+    ] {
+        let kernel = CombineRows { choices, columns, rows, wide_scores, wide_out };
+        let tokens = 5;
+        let mut rng = fastrand::Rng::with_seed(3);
+        let mut device = Device::default();
+        let n = tokens * choices;
+        let round = |v: &f32| rounded(rows, f64::from(*v)) as f32;
+        let given: Vec<f32> = floats(&mut rng, n * columns).iter().map(round).collect();
+        let mut scores = floats(&mut rng, n);
+        if !wide_scores {
+            scores = scores.iter().map(round).collect();
+        }
+        let mut order: Vec<u32> = (0..n as u32).collect();
+        rng.shuffle(&mut order);
+        let operands = CombineRowsOperands {
+            rows: device.memory.floats(rows, &given),
+            order: device.memory.bytes(Type::U32, order.iter().flat_map(|o| o.to_ne_bytes()).collect()),
+            scores: device.memory.floats(if wide_scores { Float::F32 } else { rows }, &scores),
+            out: device.memory.fresh(if wide_out { Type::F32 } else { Type::U16 }, tokens * columns),
+            tokens,
+        };
+        device.run(&kernel.source().unwrap(), &kernel.launch(&operands).unwrap());
+        let term = |t: usize, c: usize, column: usize| {
+            let i = t * choices + c;
+            f64::from(scores[i]) * f64::from(given[order[i] as usize * columns + column])
+        };
+        let want: Vec<f64> = (0..tokens * columns)
+            .map(|i| (0..choices).map(|c| term(i / columns, c, i % columns)).sum())
+            .collect();
+        let got = if wide_out {
+            device.memory.read(operands.out)
+        } else {
+            narrow_floats(&device, operands.out, rows)
+        };
+        let most = if wide_out { 1e-6 } else { 2.2e-3 };
+        close(&format!("{kernel:?}"), &got, &want, most);
+        if let Some(nvrtc) = nvrtc() {
+            compile(&nvrtc, &format!("{kernel:?}"), &kernel.source().unwrap());
+        }
+    }
+    let kernel =
+        CombineRows { choices: 2, columns: 12, rows: Float::Bf16, wide_scores: true, wide_out: true };
+    assert!(matches!(kernel.source(), Err(KernelError::Size { what: "columns", .. })));
 }
 
 /// The shapes of LFM2-8B-A1B and Qwen3-30B-A3B, in their plans.

@@ -96,9 +96,8 @@ fn weight(shape: &[i32; 3], key: &mut Array) -> Result<BoundWeight> {
 /// `||a - b|| / ||b||`.
 fn apart(a: &Array, b: &Array) -> Result<f64> {
     let wide = |v: &Array| v.astype(Dtype::Float32);
-    let norm = |v: &Array| -> Result<f64> {
-        Ok(f64::from(ops::sum_all(&v.square()?)?.item::<f32>()?).sqrt())
-    };
+    let norm =
+        |v: &Array| -> Result<f64> { Ok(f64::from(ops::sum_all(&v.square()?)?.item::<f32>()?).sqrt()) };
     let (a, b) = (wide(a)?, wide(b)?);
     Ok(norm(&a.subtract(&b)?)? / norm(&b)?)
 }

@@ -40,6 +40,20 @@ pub trait Body: std::fmt::Debug + Send + Sync {
         None
     }
 
+    /// Runs it on MLX for a prompt on a GPU where decode steps run past MLX: as the reference does, unless it has kernels of
+    /// its own for many tokens.
+    ///
+    /// # Errors
+    /// Those of MLX.
+    fn prompt(
+        &self,
+        context: &mut Context<'_>,
+        reference: &Reference,
+        inputs: &[Array],
+    ) -> Result<Vec<Array>> {
+        reference.run(context, inputs)
+    }
+
     /// Writes the stages that the CPU's engine runs.
     ///
     /// # Errors
@@ -122,14 +136,25 @@ impl Op for Fused {
 
     fn run(&self, context: &mut Context<'_>, inputs: &[&Array]) -> Result<Vec<Array>> {
         let inputs: Vec<Array> = inputs.iter().map(|a| (*a).clone()).collect();
-        self.reference.fold(&inputs, |node, inputs| {
-            let inputs: Vec<&Array> = inputs.iter().collect();
-            node.op.run(context, &inputs)
-        })
+        if context.unpacks() {
+            return self.body.prompt(context, &self.reference, &inputs);
+        }
+        self.reference.run(context, &inputs)
     }
 }
 
 impl Reference {
+    /// Runs the nodes on MLX.
+    ///
+    /// # Errors
+    /// Those of MLX.
+    pub fn run(&self, context: &mut Context<'_>, inputs: &[Array]) -> Result<Vec<Array>> {
+        self.fold(inputs, |node, inputs| {
+            let inputs: Vec<&Array> = inputs.iter().collect();
+            node.op.run(context, &inputs)
+        })
+    }
+
     /// Goes through the nodes with values of any kind.
     pub fn fold<T: Clone, E>(
         &self,

@@ -75,7 +75,8 @@ impl Held {
     }
 
     /// As [`Executor::new`], but products of many rows take the ways that prompts take on an NVIDIA GPU, where calls of one
-    /// token run past MLX. Of a stock graph it shows, op by op, what such an executor does with a prompt.
+    /// token run past MLX. Of a stock graph it shows, op by op, what such an executor does with a prompt, except
+    /// where a fused op has kernels of its own for many tokens.
     ///
     /// # Errors
     /// As [`Executor::new`].

@@ -16,6 +16,7 @@
 //! * [`Launch::shared`] may exceed 48 KiB: then the function's limit of dynamic shared memory must be raised first.
 
 mod attention;
+mod combine_rows;
 mod delta;
 mod experts;
 mod grouped;
@@ -30,6 +31,7 @@ mod router;
 mod short_conv;
 
 pub use attention::{Attend, AttendOperands};
+pub use combine_rows::{CombineRows, CombineRowsOperands};
 pub use delta::{ConvSilu, ConvSiluOperands, Delta, DeltaOperands};
 pub use experts::{ExpertsDown, ExpertsDownOperands, ExpertsUp, ExpertsUpOperands};
 pub use grouped::{Grouped, GroupedOperands, Tile};

@@ -1,9 +1,9 @@
-//! Products of sorted rows with quantised experts as a kernel of its own among MLX's.
+//! Kernels of prompts among MLX's: products of sorted rows with quantised experts, and what comes after them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use zmlx_cuda::kernels::{Float, Format, Grouped, Tile};
+use zmlx_cuda::kernels::{self, CombineRows, Float, Format, Grouped, KernelError, Tile};
 use zmlx_mlx::kernel::{Kernel, Launch, Source, Spec, cuda_kernel};
 use zmlx_mlx::runtime::{Backend, backend_available};
 use zmlx_mlx::stream::{Device, current_device};
@@ -12,7 +12,56 @@ use zmlx_mlx::{Array, Dtype, Error, Result};
 use crate::weights::BoundWeight;
 
 /// Kernels by what they are made for: MLX compiles one at its first launch, which takes seconds.
-static KERNELS: LazyLock<Mutex<HashMap<Grouped, Arc<Kernel>>>> = LazyLock::new(Mutex::default);
+static KERNELS: LazyLock<Mutex<HashMap<Made, Arc<Kernel>>>> = LazyLock::new(Mutex::default);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Made {
+    Grouped(Grouped),
+    CombineRows(CombineRows),
+}
+
+impl Made {
+    fn source(&self) -> std::result::Result<kernels::Source, KernelError> {
+        match self {
+            Self::Grouped(kernel) => kernel.source(),
+            Self::CombineRows(kernel) => kernel.source(),
+        }
+    }
+
+    fn shared(&self) -> std::result::Result<usize, KernelError> {
+        match self {
+            Self::Grouped(kernel) => kernel.shared(),
+            Self::CombineRows(_) => Ok(0),
+        }
+    }
+
+    /// Launches it in so many blocks.
+    fn launch(self, blocks: usize, threads: usize, inputs: &[&Array], out: Spec) -> Result<Option<Array>> {
+        let launch = Launch {
+            outputs: &[out],
+            grid: [(blocks * threads) as i32, 1, 1],
+            threadgroup: [threads as i32, 1, 1],
+            template: &[],
+            init_value: None,
+            verbose: false,
+        };
+        Ok(compiled(self)?.call(inputs, &launch)?.pop())
+    }
+}
+
+/// Whether the current stream is one of an NVIDIA GPU.
+fn on_cuda() -> Result<bool> {
+    Ok(backend_available(Backend::Cuda)? && current_device()? == Device::Gpu)
+}
+
+/// The 16-bit float of a dtype.
+fn narrow(dtype: Dtype) -> Option<Float> {
+    match dtype {
+        Dtype::Bfloat16 => Some(Float::Bf16),
+        Dtype::Float16 => Some(Float::F16),
+        _ => None,
+    }
+}
 
 /// `x[r] @ w[experts[r]].T` for rows `[rows, 1, columns]` in the order of their experts (`[rows]`), as `[rows, 1, outputs]`,
 /// cut as `tile` says or, without it, as suits so many rows.
@@ -32,11 +81,7 @@ pub fn grouped_linear(
         return Ok(None);
     };
     let (&[matrices, outputs, _], &[rows, 1, columns]) = (packed.shape(), x.shape()) else { return Ok(None) };
-    let float = match scales.dtype() {
-        Dtype::Bfloat16 => Float::Bf16,
-        Dtype::Float16 => Float::F16,
-        _ => return Ok(None),
-    };
+    let Some(float) = narrow(scales.dtype()) else { return Ok(None) };
     let floats = [x, biases].iter().all(|a| a.dtype() == scales.dtype());
     if q.mode != "affine"
         || !floats
@@ -56,35 +101,58 @@ pub fn grouped_linear(
         format: Format::Affine { bits, group, scales: float },
         tile: tile.unwrap_or_else(|| Tile::new(rows_of / experts_of.max(1))),
     };
-    let (Ok(shared), Ok(blocks)) = (kernel.shared(), kernel.blocks(rows_of)) else { return Ok(None) };
-    if !backend_available(Backend::Cuda)? || current_device()? != Device::Gpu {
+    let (true, Ok(blocks)) = (on_cuda()?, kernel.blocks(rows_of)) else { return Ok(None) };
+    let out = Spec::new(&[rows, 1, outputs], scales.dtype());
+    let inputs = [x, experts, packed, scales, biases];
+    Made::Grouped(kernel).launch(blocks, kernel.tile.threads(), &inputs, out)
+}
+
+/// `sum over c of scores[.., c] * rows[order[.., c]]` as `out` says, for sorted rows `[tokens * choices, 1, columns]`, the order
+/// that undoes the sorting (as many) and scores `[batch, length, choices]`.
+///
+/// `None` where the kernel is not made for it: off NVIDIA GPUs, rows that are not sorted or have no floats of 16 bits.
+///
+/// # Errors
+/// Those of MLX.
+pub(crate) fn combine_rows(rows: &Array, order: &Array, scores: &Array, out: Spec) -> Result<Option<Array>> {
+    let (&[all, 1, columns], &[batch, length, choices]) = (rows.shape(), scores.shape()) else {
+        return Ok(None);
+    };
+    let Some(float) = narrow(rows.dtype()) else { return Ok(None) };
+    // Float32, or as the rows.
+    let wide = |dtype: Dtype| {
+        if dtype == rows.dtype() { Some(false) } else { (dtype == Dtype::Float32).then_some(true) }
+    };
+    let (Some(wide_scores), Some(wide_out)) = (wide(scores.dtype()), wide(out.dtype)) else {
+        return Ok(None);
+    };
+    let fits = order.shape() == [all]
+        && order.dtype() == Dtype::Uint32
+        && out.shape == [batch, length, columns]
+        && i64::from(batch) * i64::from(length) * i64::from(choices) == i64::from(all);
+    let [columns, choices] = [columns, choices].map(|n| n.unsigned_abs() as usize);
+    let kernel = CombineRows { choices, columns, rows: float, wide_scores, wide_out };
+    if !fits || kernel.source().is_err() || !on_cuda()? {
         return Ok(None);
     }
-    let made = compiled(kernel, shared)?;
-    let threads = kernel.tile.threads() as i32;
-    let out = Spec::new(&[rows, 1, outputs], scales.dtype());
-    let launch = Launch {
-        outputs: &[out],
-        grid: [blocks as i32 * threads, 1, 1],
-        threadgroup: [threads, 1, 1],
-        template: &[],
-        init_value: None,
-        verbose: false,
-    };
-    Ok(made.call(&[x, experts, packed, scales, biases], &launch)?.pop())
+    let tokens = batch.unsigned_abs() as usize * length.unsigned_abs() as usize;
+    Made::CombineRows(kernel).launch(tokens, kernel.threads(), &[rows, order, scores], out)
 }
 
 /// The kernel as MLX takes it.
-fn compiled(kernel: Grouped, shared: usize) -> Result<Arc<Kernel>> {
+fn compiled(kernel: Made) -> Result<Arc<Kernel>> {
     let mut kernels = KERNELS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(made) = kernels.get(&kernel) {
         return Ok(Arc::clone(made));
     }
-    let source = kernel.source().map_err(|e| Error::Argument(e.to_string()))?;
+    let refused = |e: KernelError| Error::Argument(e.to_string());
+    let (source, shared) = (kernel.source().map_err(refused)?, kernel.shared().map_err(refused)?);
     let inputs: Vec<&str> =
         source.params.iter().filter(|p| !p.written && !p.by_value).map(|p| p.name).collect();
     // What is passed by value elsewhere MLX gives with the shape.
-    let body = format!("const int rows = experts_shape[0];\n{}", source.body);
+    let by_value = source.params.iter().any(|p| p.by_value);
+    let rows = if by_value { "const int rows = experts_shape[0];\n" } else { "" };
+    let body = format!("{rows}{}", source.body);
     let made = Arc::new(cuda_kernel(&Source {
         name: source.name,
         inputs: &inputs,

@@ -28,6 +28,7 @@ use crate::shape::Sizes;
 use crate::state::SlotId;
 use crate::weights::{BoundWeight, WeightId};
 
+pub(crate) use grouped::combine_rows;
 pub use grouped::grouped_linear;
 pub(crate) use transfer::DeviceState;
 pub use zmlx_cuda::kernels::Tile;

@@ -1,13 +1,18 @@
+use std::any::Any;
 use std::sync::Arc;
 
 use zmlx_engine::program::SHARE_FROM;
 use zmlx_engine::stages::{Activation, Choice, Combine, ExpertsDown, ExpertsUp, Group, Source};
+use zmlx_mlx::kernel::Spec;
+use zmlx_mlx::{Array, Result};
 
 use super::{NormOf, activation, alike, source};
+use crate::cuda::combine_rows;
 use crate::fidelity::Fidelity;
-use crate::fused::Body;
+use crate::fused::{Body, Reference};
 use crate::native::{Form, Lowering, LoweringError};
-use crate::ops::{ExpertLinear, Sum};
+use crate::op::Context;
+use crate::ops::{ExpandLast, ExpertLinear, ExpertUnsort, Sum};
 use crate::pattern::{Match, Pattern};
 
 /// The routed experts: two stages a token. What shared experts give is added to their sum, and then the residual.
@@ -54,8 +59,8 @@ fn is_router(pattern: &str) -> bool {
     matches!(pattern, "router" | "deepseek_router")
 }
 
-fn build(m: &Match<'_>) -> Result<Arc<dyn Body>, String> {
-    let expert = |name: &str| -> Result<ExpertLinear, String> {
+fn build(m: &Match<'_>) -> std::result::Result<Arc<dyn Body>, String> {
+    let expert = |name: &str| -> std::result::Result<ExpertLinear, String> {
         let linear = m.need::<ExpertLinear>(name)?.clone();
         m.matrix(linear.weight)?;
         Ok(linear)
@@ -83,7 +88,34 @@ impl Body for Fused {
         2 + u64::from(self.k >= SHARE_FROM)
     }
 
-    fn lower(&self, l: &mut Lowering<'_>) -> Result<(), LoweringError> {
+    /// A token's rows are weighted and added where they are: the reference brings all of them back to the tokens' order first.
+    fn prompt(
+        &self,
+        context: &mut Context<'_>,
+        reference: &Reference,
+        inputs: &[Array],
+    ) -> Result<Vec<Array>> {
+        let (mut sorted, mut weights) = (None, None);
+        reference.fold(inputs, |node, given| {
+            let op: &dyn Any = node.op.as_ref();
+            match given {
+                [rows, order, _] if op.is::<ExpertUnsort>() => sorted = Some((rows.clone(), order.clone())),
+                [scores] if op.is::<ExpandLast>() => weights = Some(scores.clone()),
+                _ => {}
+            }
+            // MLX is lazy: what the kernel takes the place of is never computed.
+            let made = node.op.run(context, &given.iter().collect::<Vec<_>>())?;
+            if op.is::<Sum>()
+                && let (Some((rows, order)), Some(scores), [sum]) = (&sorted, &weights, made.as_slice())
+                && let Some(sum) = combine_rows(rows, order, scores, Spec::of(sum))?
+            {
+                return Ok(vec![sum]);
+            }
+            Ok(made)
+        })
+    }
+
+    fn lower(&self, l: &mut Lowering<'_>) -> std::result::Result<(), LoweringError> {
         let (gate, up, down) =
             (l.matrix(self.gate.weight)?, l.matrix(self.up.weight)?, l.matrix(self.down.weight)?);
         let (biases, bias) = ([l.bias(self.gate.bias)?, l.bias(self.up.bias)?], l.bias(self.down.bias)?);
@@ -101,7 +133,8 @@ impl Body for Fused {
         let width = down.rows();
         let slots = l.temporary(self.k * width);
         let form = Form::Flat { width };
-        let residuals: Vec<_> = self.residuals.iter().map(|&i| l.input(i, form)).collect::<Result<_, _>>()?;
+        let residuals: Vec<_> =
+            self.residuals.iter().map(|&i| l.input(i, form)).collect::<std::result::Result<_, _>>()?;
         let out = l.output(0, Form::Flat { width });
         l.push(ExpertsDown { source, choice, down, bias, weights, residuals: residuals.clone(), slots, out });
         l.push(Combine { choice, weights, slots, residuals, out, width });
