@@ -5,7 +5,8 @@ mod support;
 use half::{bf16, f16};
 use support::{Device, close, compile, dot, floats, matrix, nvrtc};
 use zmlx_cuda::kernels::{
-    CombineRows, CombineRowsOperands, Float, Format, Grouped, GroupedOperands, KernelError, Tile, Type,
+    CombineRows, CombineRowsOperands, Float, Format, Grouped, GroupedOperands, KernelError, SortRows,
+    SortRowsOperands, Tile, Type,
 };
 use zmlx_emulator::{Dtype, KernelText};
 
@@ -93,6 +94,48 @@ fn many_experts() {
     let mut counts = [0; 70];
     (counts[0], counts[31], counts[32], counts[69]) = (1, 2, 34, 3);
     run(affine(4, 64, Float::Bf16), 32, 64, TILE, &counts);
+}
+
+#[test]
+fn rows_are_sorted_by_expert() {
+    let mut rng = fastrand::Rng::with_seed(11);
+    for (experts, choices, tokens) in [(5, 2, 700), (3, 1, 1), (40, 8, 9)] {
+        let rows = choices * tokens;
+        // The first and the last expert have none where there are more than three.
+        let chosen: Vec<u32> = (0..rows)
+            .map(|_| if experts > 3 { rng.u32(1..experts as u32 - 1) } else { rng.u32(0..experts as u32) })
+            .collect();
+        let mut device = Device::default();
+        let mut fresh = || device.memory.fresh(Type::U32, rows);
+        let (sorted_tokens, sorted_experts, places) = (fresh(), fresh(), fresh());
+        let operands = SortRowsOperands {
+            chosen: device.memory.bytes(Type::U32, chosen.iter().flat_map(|e| e.to_ne_bytes()).collect()),
+            tokens: sorted_tokens,
+            experts: sorted_experts,
+            places,
+            rows,
+        };
+        let kernel = SortRows { experts, choices };
+        let source = kernel.source().unwrap();
+        device.run(&source, &kernel.launch(&operands).unwrap());
+        let read = |address: u64| -> Vec<u32> {
+            let bytes = &device.memory.get(address).data;
+            bytes.chunks_exact(4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+        };
+        let mut order: Vec<usize> = (0..rows).collect();
+        order.sort_by_key(|&i| chosen[i]);
+        let mut want_places = vec![0; rows];
+        for (row, &i) in order.iter().enumerate() {
+            want_places[i] = row as u32;
+        }
+        assert_eq!(read(places), want_places);
+        assert_eq!(read(sorted_experts), order.iter().map(|&i| chosen[i]).collect::<Vec<_>>());
+        assert_eq!(read(sorted_tokens), order.iter().map(|&i| (i / choices) as u32).collect::<Vec<_>>());
+        if let Some(nvrtc) = nvrtc() {
+            compile(&nvrtc, &format!("{kernel:?}"), &source);
+        }
+    }
+    assert!(SortRows { experts: 0, choices: 1 }.source().is_err());
 }
 
 #[test]

@@ -29,6 +29,7 @@ mod product;
 mod qmv;
 mod router;
 mod short_conv;
+mod sort_rows;
 
 pub use attention::{Attend, AttendOperands};
 pub use combine_rows::{CombineRows, CombineRowsOperands};
@@ -44,6 +45,7 @@ pub use product::{Float, Format, Norm, Plan, Weights};
 pub use qmv::{Qmv, QmvOperands};
 pub use router::{Groups, Route, Router, RouterOperands, Scores, Select, SelectOperands};
 pub use short_conv::{ShortConv, ShortConvOperands};
+pub use sort_rows::{SortRows, SortRowsOperands};
 pub use zmlx_engine::stages::Activation;
 
 use std::fmt::{Display, Write};

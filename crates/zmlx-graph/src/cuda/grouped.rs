@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use zmlx_cuda::kernels::{self, CombineRows, Float, Format, Grouped, KernelError, Tile};
+use zmlx_cuda::kernels::{self, CombineRows, Float, Format, Grouped, KernelError, SortRows, Tile};
 use zmlx_mlx::kernel::{Kernel, Launch, Source, Spec, cuda_kernel};
 use zmlx_mlx::runtime::{Backend, backend_available};
 use zmlx_mlx::stream::{Device, current_device};
@@ -18,6 +18,7 @@ static KERNELS: LazyLock<Mutex<HashMap<Made, Arc<Kernel>>>> = LazyLock::new(Mute
 enum Made {
     Grouped(Grouped),
     CombineRows(CombineRows),
+    SortRows(SortRows),
 }
 
 impl Made {
@@ -25,27 +26,43 @@ impl Made {
         match self {
             Self::Grouped(kernel) => kernel.source(),
             Self::CombineRows(kernel) => kernel.source(),
+            Self::SortRows(kernel) => kernel.source(),
         }
     }
 
     fn shared(&self) -> std::result::Result<usize, KernelError> {
         match self {
             Self::Grouped(kernel) => kernel.shared(),
-            Self::CombineRows(_) => Ok(0),
+            Self::CombineRows(_) | Self::SortRows(_) => Ok(0),
+        }
+    }
+
+    /// The input whose first dimension is the number of rows, where the text asks for that.
+    fn counted(&self) -> Option<&'static str> {
+        match self {
+            Self::Grouped(_) => Some("experts"),
+            Self::CombineRows(_) => None,
+            Self::SortRows(_) => Some("chosen"),
         }
     }
 
     /// Launches it in so many blocks.
-    fn launch(self, blocks: usize, threads: usize, inputs: &[&Array], out: Spec) -> Result<Option<Array>> {
+    fn launch(
+        self,
+        blocks: usize,
+        threads: usize,
+        inputs: &[&Array],
+        outputs: &[Spec],
+    ) -> Result<Vec<Array>> {
         let launch = Launch {
-            outputs: &[out],
+            outputs,
             grid: [(blocks * threads) as i32, 1, 1],
             threadgroup: [threads as i32, 1, 1],
             template: &[],
             init_value: None,
             verbose: false,
         };
-        Ok(compiled(self)?.call(inputs, &launch)?.pop())
+        compiled(self)?.call(inputs, &launch)
     }
 }
 
@@ -104,7 +121,7 @@ pub fn grouped_linear(
     let (true, Ok(blocks)) = (on_cuda()?, kernel.blocks(rows_of)) else { return Ok(None) };
     let out = Spec::new(&[rows, 1, outputs], scales.dtype());
     let inputs = [x, experts, packed, scales, biases];
-    Made::Grouped(kernel).launch(blocks, kernel.tile.threads(), &inputs, out)
+    Ok(Made::Grouped(kernel).launch(blocks, kernel.tile.threads(), &inputs, &[out])?.pop())
 }
 
 /// `sum over c of scores[.., c] * rows[order[.., c]]` as `out` says, for sorted rows `[tokens * choices, 1, columns]`, the order
@@ -136,7 +153,29 @@ pub(crate) fn combine_rows(rows: &Array, order: &Array, scores: &Array, out: Spe
         return Ok(None);
     }
     let tokens = batch.unsigned_abs() as usize * length.unsigned_abs() as usize;
-    Made::CombineRows(kernel).launch(tokens, kernel.threads(), &[rows, order, scores], out)
+    Ok(Made::CombineRows(kernel).launch(tokens, kernel.threads(), &[rows, order, scores], &[out])?.pop())
+}
+
+/// Choices `[batch, length, choices]` of so many experts in the order of experts: of each row the token and the expert, and
+/// the row that each choice became; `[rows]` each.
+///
+/// `None` off NVIDIA GPUs.
+///
+/// # Errors
+/// Those of MLX.
+pub(crate) fn sort_rows(chosen: &Array, experts: i32) -> Result<Option<[Array; 3]>> {
+    let &[_, _, choices] = chosen.shape() else { return Ok(None) };
+    let [experts, choices] = [experts, choices].map(|n| n.unsigned_abs() as usize);
+    let kernel = SortRows { experts, choices };
+    let countable = chosen.dtype() == Dtype::Uint32 && (1..1 << 30).contains(&chosen.size());
+    if !countable || kernel.source().is_err() || !on_cuda()? {
+        return Ok(None);
+    }
+    let spec = Spec::new(&[chosen.size() as i32], Dtype::Uint32);
+    let outputs = [spec.clone(), spec.clone(), spec];
+    let made =
+        Made::SortRows(kernel).launch(experts, kernel.threads(), &[&chosen.flatten(0, -1)?], &outputs)?;
+    Ok(made.try_into().ok())
 }
 
 /// The kernel as MLX takes it.
@@ -150,13 +189,13 @@ fn compiled(kernel: Made) -> Result<Arc<Kernel>> {
     let inputs: Vec<&str> =
         source.params.iter().filter(|p| !p.written && !p.by_value).map(|p| p.name).collect();
     // What is passed by value elsewhere MLX gives with the shape.
-    let by_value = source.params.iter().any(|p| p.by_value);
-    let rows = if by_value { "const int rows = experts_shape[0];\n" } else { "" };
+    let rows = kernel.counted().map_or(String::new(), |name| format!("const int rows = {name}_shape[0];\n"));
     let body = format!("{rows}{}", source.body);
+    let outputs: Vec<&str> = source.params.iter().filter(|p| p.written).map(|p| p.name).collect();
     let made = Arc::new(cuda_kernel(&Source {
         name: source.name,
         inputs: &inputs,
-        outputs: &["out"],
+        outputs: &outputs,
         body: &body,
         header: &source.device,
         atomic_outputs: false,

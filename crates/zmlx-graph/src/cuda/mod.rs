@@ -28,8 +28,8 @@ use crate::shape::Sizes;
 use crate::state::SlotId;
 use crate::weights::{BoundWeight, WeightId};
 
-pub(crate) use grouped::combine_rows;
 pub use grouped::grouped_linear;
+pub(crate) use grouped::{combine_rows, sort_rows};
 pub(crate) use transfer::DeviceState;
 pub use zmlx_cuda::kernels::Tile;
 pub use zmlx_cuda::{CudaError, DeviceInfo};

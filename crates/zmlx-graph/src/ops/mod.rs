@@ -25,6 +25,7 @@ pub use groups::{MaskGroups, TopKOfNegated};
 pub use indexer::TopPositions;
 pub use linear::{Embedding, Linear, Tokens};
 pub use mla::{MlaAttention, SparseMlaAttention};
+pub(crate) use moe::SORT_FROM;
 pub use moe::{AddWeight, ExpertLinear, ExpertSort, ExpertUnsort, TakeAlongLast, TopKIndices};
 pub use norm::{LayerNorm, RmsNorm, Softmax};
 pub use position_scale::PositionScale;

@@ -114,7 +114,7 @@ impl Op for TakeAlongLast {
 }
 
 /// From this many expert rows on, rows are sorted by expert, so that each expert's weights are read once.
-const SORT_FROM: usize = 64;
+pub(crate) const SORT_FROM: usize = 64;
 
 /// Brings tokens to their experts. Inputs: x `[batch, length, width]` and indices `[batch, length, k]`. Outputs: rows,
 /// the expert of each row, and the order that undoes the sorting.

@@ -7,12 +7,12 @@ use zmlx_mlx::kernel::Spec;
 use zmlx_mlx::{Array, Result};
 
 use super::{NormOf, activation, alike, source};
-use crate::cuda::combine_rows;
+use crate::cuda::{combine_rows, sort_rows};
 use crate::fidelity::Fidelity;
 use crate::fused::{Body, Reference};
 use crate::native::{Form, Lowering, LoweringError};
 use crate::op::Context;
-use crate::ops::{ExpandLast, ExpertLinear, ExpertUnsort, Sum};
+use crate::ops::{ExpandLast, ExpertLinear, ExpertSort, ExpertUnsort, SORT_FROM, Sum};
 use crate::pattern::{Match, Pattern};
 
 /// The routed experts: two stages a token. What shared experts give is added to their sum, and then the residual.
@@ -88,7 +88,8 @@ impl Body for Fused {
         2 + u64::from(self.k >= SHARE_FROM)
     }
 
-    /// A token's rows are weighted and added where they are: the reference brings all of them back to the tokens' order first.
+    /// As the reference, but for what it does with rows between products: experts are counted and not sorted by comparing, and
+    /// a token's rows are weighted and added where they are, not brought back to the tokens' order first.
     fn prompt(
         &self,
         context: &mut Context<'_>,
@@ -102,6 +103,15 @@ impl Body for Fused {
                 [rows, order, _] if op.is::<ExpertUnsort>() => sorted = Some((rows.clone(), order.clone())),
                 [scores] if op.is::<ExpandLast>() => weights = Some(scores.clone()),
                 _ => {}
+            }
+            if let [x, chosen] = given
+                && op.is::<ExpertSort>()
+                && chosen.size() >= SORT_FROM
+                && let Some(&experts) = context.weight(self.gate.weight).arrays()[0].shape().first()
+                && let Some([tokens, experts, places]) = sort_rows(chosen, experts)?
+            {
+                let rows = x.flatten(0, -2)?.expand_dims(&[-2])?.take(&tokens, 0)?;
+                return Ok(vec![rows, experts, places]);
             }
             // MLX is lazy: what the kernel takes the place of is never computed.
             let made = node.op.run(context, &given.iter().collect::<Vec<_>>())?;
