@@ -31,11 +31,6 @@ constexpr u32 HOLDERS = FLOAT == KIND_BF16 ? 0x43004300u : 0x64006400u;
 constexpr u32 MINUS_HOLDERS = HOLDERS | 0x80008000u;
 
 #ifdef __CUDA_ARCH__
-DEVICE u32 shared_address(const void* p) {
-  u32 at;
-  asm("{ .reg .u64 t; cvta.to.shared.u64 t, %1; cvt.u32.u64 %0, t; }" : "=r"(at) : "l"(p));
-  return at;
-}
 // 16 bytes, or zeros.
 DEVICE void copy_ahead(u8* to, const void* from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0)
