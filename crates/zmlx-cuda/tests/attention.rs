@@ -264,19 +264,27 @@ fn real_shapes_compile_for_sm_90_without_spills() {
     let Some(nvrtc) = nvrtc() else { return };
     let rope = |half| Some(Angles { half, traditional: false, magnitude: 1.0 });
     let norm = Some(Norm { eps: 1e-6, weight: true });
-    for (name, heads, width) in
-        [("LFM2-8B", [32, 8], 64), ("Qwen3-30B", [32, 4], 128), ("GPT-OSS", [64, 8], 64)]
-    {
+    let shapes = [
+        ("LFM2-8B", [32, 8], 64, false),
+        ("Qwen3-30B", [32, 4], 128, false),
+        ("GPT-OSS", [64, 8], 64, false),
+        ("Qwen3.5", [16, 2], 256, true),
+    ];
+    for (name, heads, width, gates) in shapes {
         let turned = Finish { norm, rope: rope(width / 2), growth: None };
         let raw = RawHeads {
             finish: [turned, turned, Finish::default()],
-            strides: [(heads[0] + 2 * heads[1]) * width; 3],
+            strides: [(heads[0] * (1 + usize::from(gates)) + 2 * heads[1]) * width; 3],
+            gates,
             ..plain(heads[0], heads[1], width, width)
         };
         for (fresh, length) in [(true, 1), (false, 1), (true, 4)] {
-            let kernel = Attend { fresh, ..Attend::new(raw, [1, length], Float::Bf16, 0.125) };
-            let what = format!("{name} fresh {fresh} {length} tokens, {} splits", kernel.splits);
-            compile(&nvrtc, &what, &kernel.source().unwrap());
+            for (cache, window) in [(Float::Bf16, None), (Float::Bf16, Some(128)), (Float::F16, Some(128))] {
+                let new = Attend::new(raw, [1, length], cache, 0.125);
+                let kernel = Attend { fresh, window, sinks: window.is_some(), ..new };
+                let what = format!("{name} fresh {fresh} {length} tokens {cache:?} window {window:?}");
+                compile(&nvrtc, &what, &kernel.source().unwrap());
+            }
         }
         let finish = Heads { raw, sequences: 1, length: 1, cache: Float::Bf16 };
         compile(&nvrtc, name, &finish.source().unwrap());

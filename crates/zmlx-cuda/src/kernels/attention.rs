@@ -8,10 +8,16 @@ use super::{
 };
 
 const NAME: &str = "zmlx_attend";
+const SHARED: &str = include_str!("attention.cuh");
+const PLAIN: &str = include_str!("attention_plain.cuh");
+const MMA: &str = include_str!("attention_mma.cuh");
 const TEXT: &str = include_str!("attention.cu");
 
 /// `softmax(scale * q @ k.T) @ v`, causal; query heads in groups that share a key/value head. One launch: positions are cut
 /// in parts, and the last block of a head adds them up.
+///
+/// Where the cache has 16 bits and widths suit ([`Attend::on_tensor_cores`]) products are tensor cores': queries and weights
+/// in two parts of the cache's type (16 bits of mantissa in bf16, 22 in f16), sums in float32. Else all is float32.
 ///
 /// With `fresh` queries, keys and values are rows of products: heads are finished on the way, and keys and values of the
 /// call appended to the cache. Without, queries are `[tokens, heads * key_width]` and the cache holds the call's keys.
@@ -39,7 +45,7 @@ pub struct Attend {
     pub least: usize,
     /// Warps of a block.
     pub warps: usize,
-    /// Positions that a stream of lanes asks for at once.
+    /// Positions that a stream of lanes asks for at once. Tensor cores have a number of their own.
     pub unroll: usize,
 }
 
@@ -127,11 +133,30 @@ impl Attend {
         size(NAME, "unrolled positions", self.unroll, (1..=8).contains(&self.unroll), "1 to 8")
     }
 
+    /// Whether products are tensor cores': a cache of 16 bits, keys of a multiple of 32 and values of a multiple of 64, both
+    /// up to 256 wide.
+    pub fn on_tensor_cores(&self) -> bool {
+        let (k, v) = (self.heads.key_width, self.heads.value_width);
+        self.cache.size() == 2 && k.is_multiple_of(32) && v.is_multiple_of(64) && k.max(v) <= 256
+    }
+
+    /// Blocks that a multiprocessor should hold: on tensor cores the registers are capped, so that a block begins while blocks
+    /// of the launch before are still there. Wide heads and more than a token need more of them.
+    fn resident(&self) -> u32 {
+        let widest = self.heads.key_width.max(self.heads.value_width);
+        let capped = self.fresh && self.length == 1 && self.on_tensor_cores() && widest <= 128;
+        if capped { (16 / self.warps as u32).max(1) } else { 1 }
+    }
+
     fn shared(&self) -> Result<u32, KernelError> {
         let (k, v, rows) = (self.heads.key_width, self.heads.value_width, self.rows());
+        let tensor = self.on_tensor_cores();
+        // Rows of queries are padded where their length would send lanes to the same banks.
+        let queries = rows * if tensor && k.is_multiple_of(64) { k + 32 } else { k };
         let fresh = if self.fresh { self.length * (k + v) } else { 0 };
-        let attend = rows * k + fresh + self.warps * rows * (v + 2);
-        let bytes = 4 * attend.max(2 * self.splits * rows);
+        let parts = self.warps * rows * (v + 10);
+        let floats = queries + if tensor { fresh / 2 } else { fresh } + parts;
+        let bytes = 4 * floats.max(2 * self.splits * rows);
         if bytes > SHARED_MOST {
             return Err(KernelError::Shared { kernel: NAME, got: bytes, most: SHARED_MOST });
         }
@@ -193,9 +218,15 @@ impl Attend {
         Ok(Source {
             name: NAME,
             params: operands.params,
-            device: prelude.with(&[HEADS, CACHE, TEXT]),
+            device: prelude.with(&[
+                HEADS,
+                CACHE,
+                SHARED,
+                if self.on_tensor_cores() { MMA } else { PLAIN },
+                TEXT,
+            ]),
             body,
-            bounds: [32 * self.warps as u32, 1],
+            bounds: [32 * self.warps as u32, self.resident()],
         })
     }
 
