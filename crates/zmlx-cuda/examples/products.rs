@@ -219,6 +219,7 @@ fn build(shape: &Shape, other: Option<Plan>, at: &Places) -> Made<(Built, Plan)>
                     up: weights(2 * n + 1, experts),
                     bias: [None; 2],
                     out: at.out,
+                    ..ExpertsUpOperands::default()
                 })
             })?;
             (kernel.source()?, launches, kernel.plan)

@@ -4,8 +4,8 @@ mod support;
 
 use support::{Device, close, compile, dot, floats, matrix, nvrtc, rms_norm, wide};
 use zmlx_cuda::kernels::{
-    Activation, ExpertsDown, ExpertsDownOperands, ExpertsUp, ExpertsUpOperands, Float, Format, KernelError,
-    Norm, Plan, Qmv, QmvOperands, Type, Weights,
+    Activation, ExpertsDown, ExpertsDownOperands, ExpertsUp, ExpertsUpOperands, Float, Format, Groups,
+    KernelError, Norm, Plan, Qmv, QmvOperands, Route, Scores, Select, SelectOperands, Type, Weights,
 };
 
 const AFFINE: Format = Format::Affine { bits: 4, group: 64, scales: Float::Bf16 };
@@ -318,6 +318,7 @@ fn experts_of_two_tokens() {
             up: up.weights,
             bias: [biased.then(|| m.f32(&bg)), biased.then(|| m.f32(&bu))],
             out: m.fresh(Type::F32, tokens * k * hidden),
+            ..ExpertsUpOperands::default()
         };
         let down_kernel = ExpertsDown {
             bias: biased,
@@ -425,4 +426,72 @@ fn real_shapes_compile_for_sm_90_without_spills() {
             &down.source().unwrap(),
         );
     }
+}
+
+/// The same experts, whoever chooses them, and the choice is told.
+#[test]
+fn experts_choose_for_themselves() {
+    let mut rng = fastrand::Rng::with_seed(31);
+    let (tokens, rows, columns) = (2, 40, 192);
+    let choice = |experts, k, scores| Select {
+        experts,
+        k,
+        scores,
+        bias: false,
+        ties_higher: true,
+        groups: None,
+        renormalise: Some(0.0),
+        scale: 1.0,
+    };
+    let cases = [
+        choice(40, 4, Scores::Softmax),
+        Select { bias: true, ties_higher: false, ..choice(9, 3, Scores::Sigmoid) },
+        Select { bias: true, groups: Some(Groups { count: 4, keep: 2 }), ..choice(16, 5, Scores::Sigmoid) },
+        choice(33, 16, Scores::SoftmaxOfChosen),
+    ];
+    for (case, select) in cases.into_iter().enumerate() {
+        let (experts, k) = (select.experts, select.k);
+        let mut device = Device::default();
+        let m = &mut device.memory;
+        let [gate, up] = [0, 1].map(|_| matrix(m, &mut rng, AFFINE, experts * rows, columns));
+        let biased = case == 1;
+        let biases = [0, 1].map(|_| biased.then(|| m.f32(&floats(&mut rng, experts * rows))));
+        let mut choice = |m: &mut support::Memory, bias: &[f32]| SelectOperands {
+            bias: select.bias.then(|| m.f32(bias)),
+            indices: m.fresh(Type::I32, tokens * k),
+            weights: m.fresh(Type::F32, tokens * k),
+        };
+        let bias = floats(&mut rng, experts);
+        let [told, own] = [0, 1].map(|_| choice(m, &bias));
+        let logits = m.f32(&floats(&mut rng, tokens * experts));
+        let route = Route { select, tokens };
+        device.run(&route.source().unwrap(), &route.launch(logits, &told).unwrap());
+        let m = &mut device.memory;
+        let first = ExpertsUpOperands {
+            x: m.f32(&floats(&mut rng, tokens * columns)),
+            indices: told.indices,
+            gate: gate.weights,
+            up: up.weights,
+            bias: biases,
+            out: m.fresh(Type::F32, tokens * k * rows),
+            ..ExpertsUpOperands::default()
+        };
+        let out = m.fresh(Type::F32, tokens * k * rows);
+        let second = ExpertsUpOperands { indices: 0, logits, choice: own, out, ..first };
+        let plain = ExpertsUp::new([experts, k], [rows, columns], AFFINE, tokens, Activation::Silu);
+        let plain = ExpertsUp { bias: [biased; 2], ..plain };
+        let chooses = ExpertsUp { select: Some(select), ..plain };
+        device.run(&plain.source().unwrap(), &plain.launch(&first).unwrap());
+        device.run(&chooses.source().unwrap(), &chooses.launch(&second).unwrap());
+        let read = |a: u64| device.memory.read(a);
+        assert_eq!(read(second.out), read(first.out), "case {case}");
+        assert_eq!(read(own.weights), read(told.weights), "case {case}");
+        let indices = |a: u64| device.memory.get(a).to_i64();
+        assert_eq!(indices(own.indices), indices(told.indices), "case {case}");
+    }
+    let other = ExpertsUp {
+        select: Some(choice(8, 2, Scores::Softmax)),
+        ..ExpertsUp::new([8, 3], [rows, columns], AFFINE, 1, Activation::Silu)
+    };
+    assert!(matches!(other.source(), Err(KernelError::Size { .. })));
 }

@@ -11,22 +11,61 @@ DEVICE Matrix expert(const Matrix& m, int e) {
   return one;
 }
 
-DEVICE void experts_up(const float* x, const float* norm, const int* indices, Matrix gate, Matrix up, const float* gate_bias,
-                       const float* up_bias, float* out) {
+// Where a token's choice comes from, and where it goes for those after this launch.
+struct Choice {
+  const float *logits, *bias;
+  int* indices;
+  float* weights;
+};
+
+#if SELECTS
+// Rows of x, and with them the choice, which every block makes for itself: the first warp does while the others place x.
+struct RowsAndChoice : RowsOfX {
+  static constexpr bool MEETS = true;
+  Choice choice;
+  int* chosen;
+  bool tells;
+
+  DEVICE RowsAndChoice(const RowsOfX& rows, const Choice& c, int* to, bool tell) : RowsOfX(rows), choice(c), chosen(to), tells(tell) {}
+  DEVICE void place(const Room& room) {
+    __shared__ float ranks[GROUPS > 0 ? EXPERTS : 1], scores[K];
+    if (threadIdx.x < 32) {
+      select([&](int e) { return choice.logits[e]; }, choice.bias, ranks, chosen, scores);
+      __syncwarp();
+      if (tells && threadIdx.x < K) {
+        choice.indices[threadIdx.x] = chosen[threadIdx.x];
+        choice.weights[threadIdx.x] = scores[threadIdx.x];
+      }
+    }
+    RowsOfX::place(room);
+  }
+};
+#endif
+
+DEVICE void experts_up(const float* x, const float* norm, const int* indices, Choice choice, Matrix gate, Matrix up,
+                       const float* gate_bias, const float* up_bias, float* out) {
   extern __shared__ __align__(16) float pool[];
   Room room = room_of(pool);
   constexpr int TILES = (ROWS + TILE - 1) / TILE;
   const int token = blockIdx.y;
+  const RowsOfX plain(x + token * COLUMNS, norm, nullptr);
+#if SELECTS
+  __shared__ int chosen[K];
+  const Choice own{choice.logits + token * EXPERTS, choice.bias, choice.indices + token * K, choice.weights + token * K};
+  const RowsAndChoice rows(plain, own, chosen, blockIdx.x == 0);
+#else
+  const RowsOfX rows = plain;
+  const int* chosen = indices + token * K;
+#endif
   products<false, TILE>(
       TILES * K, room,
-      [&](int tile, int, int m, int) { return expert(m == 0 ? gate : up, indices[token * K + tile / TILES]); },
-      [&](int tile, int local) { return static_cast<u64>(min(tile % TILES * TILE + local, ROWS - 1)); },
-      RowsOfX(x + token * COLUMNS, norm, nullptr),
+      [&](int tile, int, int m, int) { return expert(m == 0 ? gate : up, chosen[tile / TILES]); },
+      [&](int tile, int local) { return static_cast<u64>(min(tile % TILES * TILE + local, ROWS - 1)); }, rows,
       [&](int tile, int i) {
         float2 biases = make_float2(0.0f, 0.0f);
         int r = min(tile % TILES * TILE + i, ROWS - 1);
         if (BIAS || BIAS2) {
-          int e = indices[token * K + tile / TILES];
+          int e = chosen[tile / TILES];
           if (BIAS) biases.x = gate_bias[e * ROWS + r];
           if (BIAS2) biases.y = up_bias[e * ROWS + r];
         }

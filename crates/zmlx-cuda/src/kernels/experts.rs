@@ -1,9 +1,10 @@
 //! Products with the experts that a router has chosen.
 
 use super::product::{Work, activation_constants, check_norm};
+use super::router::SELECT;
 use super::{
-    Activation, FORMAT, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Prelude, Source, Type,
-    Weights, aligned, given, size,
+    Activation, FORMAT, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Prelude, Select,
+    SelectOperands, Source, Type, Weights, aligned, given, size,
 };
 
 const UP: &str = "zmlx_experts_up";
@@ -14,6 +15,9 @@ const TEXT: &str = include_str!("experts.cu");
 ///
 /// `x` is `[tokens, columns]`, `indices` `[tokens, k]` (int32), matrices `[experts, rows, columns]`, `out`
 /// `[tokens * k, rows]`.
+///
+/// With `select` the indices are chosen on the way, from logits `[tokens, experts]`: each block does that for itself while its
+/// rows of x are placed, and the first tells the choice to launches after this one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExpertsUp {
     /// Experts.
@@ -34,6 +38,8 @@ pub struct ExpertsUp {
     pub activation: Activation,
     /// Whether there are biases `[experts, rows]`, of gate and up.
     pub bias: [bool; 2],
+    /// The choice, if it is made here.
+    pub select: Option<Select>,
     /// How it is cut.
     pub plan: Plan,
 }
@@ -45,8 +51,12 @@ pub struct ExpertsUpOperands {
     pub x: u64,
     /// Weights of the norm, aligned to 16 bytes.
     pub norm: Option<u64>,
-    /// The chosen experts.
+    /// The chosen experts, if they are chosen before.
     pub indices: u64,
+    /// The logits to choose from, else.
+    pub logits: u64,
+    /// Their bias, and where the choice goes.
+    pub choice: SelectOperands,
     /// The matrices that go through the activation.
     pub gate: Weights,
     /// The others.
@@ -86,21 +96,36 @@ impl ExpertsUp {
         activation: Activation,
     ) -> Self {
         let odd = format.odd(experts * rows, columns);
-        let work = Work { rows: rows * k * tokens, columns, parts: 1, tokens: 1, paired: true, odd, format };
+        let work = Work {
+            rows: rows * k * tokens,
+            columns,
+            parts: 1,
+            tokens: 1,
+            paired: true,
+            late: true,
+            odd,
+            format,
+        };
         let plan = Plan::new(work);
-        Self { experts, k, rows, columns, format, tokens, norm: None, activation, bias: [false; 2], plan }
+        let bias = [false; 2];
+        Self { experts, k, rows, columns, format, tokens, norm: None, activation, bias, select: None, plan }
     }
 
     fn work(&self) -> Work {
         let Self { experts, rows, k, columns, format, tokens, .. } = *self;
         let odd = format.odd(experts * rows, columns);
-        Work { rows: rows * k * tokens, columns, parts: 1, tokens: 1, paired: true, odd, format }
+        Work { rows: rows * k * tokens, columns, parts: 1, tokens: 1, paired: true, late: true, odd, format }
     }
 
     fn check(&self) -> Result<(), KernelError> {
         self.format.check(UP, self.columns)?;
         check_choice(UP, self.experts, self.k, self.rows, self.tokens)?;
         check_norm(UP, self.norm)?;
+        if let Some(select) = self.select {
+            select.check(UP)?;
+            size(UP, "experts of the choice", select.experts, select.experts == self.experts, "the experts")?;
+            size(UP, "experts of the choice a token", select.k, select.k == self.k, "those a token")?;
+        }
         self.plan.check(UP, true)
     }
 
@@ -110,7 +135,17 @@ impl ExpertsUp {
         if self.norm.is_some_and(|n| n.weight) {
             to.read("norm", Type::F32, o.norm.unwrap_or(0));
         }
-        to.read("indices", Type::I32, o.indices);
+        let mut choice = "indices, Choice{}".to_owned();
+        if let Some(select) = self.select {
+            to.read("logits", Type::F32, o.logits);
+            if select.bias {
+                to.read("choice_bias", Type::F32, o.choice.bias.unwrap_or(0));
+            }
+            to.write("indices", Type::I32, o.choice.indices).write("weights", Type::F32, o.choice.weights);
+            choice = format!("nullptr, Choice{{logits, {}, indices, weights}}", to.name("choice_bias"));
+        } else {
+            to.read("indices", Type::I32, o.indices);
+        }
         let gate = self.format.operands(&mut to, ["codes", "scales", "biases"], &o.gate);
         let up = self.format.operands(&mut to, ["codes2", "scales2", "biases2"], &o.up);
         for (name, wanted, address) in [("bias", self.bias[0], o.bias[0]), ("bias2", self.bias[1], o.bias[1])]
@@ -121,7 +156,7 @@ impl ExpertsUp {
         }
         to.write("out", Type::F32, o.out);
         let (norm, bias, bias2) = (to.name("norm"), to.name("bias"), to.name("bias2"));
-        let body = format!("experts_up(x, {norm}, indices, {gate}, {up}, {bias}, {bias2}, out);");
+        let body = format!("experts_up(x, {norm}, {choice}, {gate}, {up}, {bias}, {bias2}, out);");
         (to, body)
     }
 
@@ -133,10 +168,21 @@ impl ExpertsUp {
         let mut prelude = Prelude::default();
         self.plan.constants(self.work(), self.norm, &mut prelude);
         activation_constants(Some(self.activation), UP, &mut prelude)?;
-        prelude.int("ROWS", self.rows).int("K", self.k).int("RESIDUALS", 0);
+        prelude.int("ROWS", self.rows).int("RESIDUALS", 0);
         prelude.flag("BIAS", self.bias[0]).flag("BIAS2", self.bias[1]);
+        prelude.line(format_args!("#define SELECTS {}", u8::from(self.select.is_some())));
+        let chooses = match self.select {
+            Some(select) => {
+                select.constants(&mut prelude);
+                SELECT
+            }
+            None => {
+                prelude.int("K", self.k);
+                ""
+            }
+        };
         let (operands, body) = self.operands(&ExpertsUpOperands::default());
-        let device = prelude.with(&[FORMAT, PRODUCT, TEXT]);
+        let device = prelude.with(&[FORMAT, PRODUCT, chooses, TEXT]);
         Ok(Source { name: UP, params: operands.params, device, body, bounds: self.plan.bounds(1) })
     }
 
@@ -145,6 +191,8 @@ impl ExpertsUp {
     /// Errors: [`KernelError`] for operands that are missing, too many or misaligned.
     pub fn launch(&self, o: &ExpertsUpOperands) -> Result<Launch, KernelError> {
         self.check()?;
+        let wanted = self.select.is_some_and(|s| s.bias);
+        given(UP, "the bias of the choice", wanted, &o.choice.bias)?;
         given(UP, "the norm's weights", self.norm.is_some_and(|n| n.weight), &o.norm)?;
         given(UP, "the gate's bias", self.bias[0], &o.bias[0])?;
         given(UP, "the bias of up", self.bias[1], &o.bias[1])?;
@@ -218,6 +266,7 @@ impl ExpertsDown {
             parts: k,
             tokens: 1,
             paired: false,
+            late: true,
             odd: false,
             format,
         });
@@ -227,7 +276,7 @@ impl ExpertsDown {
     fn work(&self) -> Work {
         let Self { experts, rows, k, columns, format, tokens, .. } = *self;
         let odd = format.odd(experts * rows, columns);
-        Work { rows: rows * tokens, columns, parts: k, tokens: 1, paired: false, odd, format }
+        Work { rows: rows * tokens, columns, parts: k, tokens: 1, paired: false, late: true, odd, format }
     }
 
     fn check(&self) -> Result<(), KernelError> {
@@ -267,6 +316,7 @@ impl ExpertsDown {
         let mut prelude = Prelude::default();
         self.plan.constants(self.work(), None, &mut prelude);
         activation_constants(None, DOWN, &mut prelude)?;
+        prelude.line(format_args!("#define SELECTS 0"));
         prelude.int("ROWS", self.rows).int("K", self.k).int("RESIDUALS", self.residuals);
         prelude.flag("BIAS", self.bias).flag("BIAS2", false);
         let (operands, body) = self.operands(&ExpertsDownOperands::default());

@@ -82,6 +82,7 @@ DEVICE Matrix of_head(Matrix m, int head) {
 
 // Brings the rows of a head: as they are, or their parts added up.
 struct RowsOfHead {
+  static constexpr bool MEETS = false;
   const float *x, *stats;
   Mixed mixed;
   int head;

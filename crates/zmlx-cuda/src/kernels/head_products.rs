@@ -54,7 +54,8 @@ impl HeadProducts {
     /// Of rows `[tokens, heads, columns]`.
     pub fn new(heads: usize, [rows, columns]: [usize; 2], format: Format, tokens: usize) -> Self {
         let odd = format.odd(heads * rows, columns);
-        let all = Work { rows: heads * rows, columns, parts: 1, tokens, paired: false, odd, format };
+        let all =
+            Work { rows: heads * rows, columns, parts: 1, tokens, paired: false, late: false, odd, format };
         let mut plan = Plan::new(all);
         // As many blocks a head as there are multiprocessors for it, with alike many rows.
         let blocks = (MULTIPROCESSORS as usize / heads.max(1)).max(1);
@@ -63,6 +64,7 @@ impl HeadProducts {
         plan.warps = plan.split * groups;
         let tiles = heads * rows.div_ceil(plan.tile(false));
         plan.resident = tiles.div_ceil(MULTIPROCESSORS as usize).clamp(1, (32 / plan.warps).max(1));
+        let plan = plan.as_deep_as_fits(Work { rows, ..all });
         Self { heads, rows, columns, format, tokens, x: HeadRows::Rows([heads * columns, columns]), plan }
     }
 
@@ -74,7 +76,7 @@ impl HeadProducts {
     fn work(&self) -> Work {
         let Self { heads, rows, columns, format, tokens, .. } = *self;
         let odd = format.odd(heads * rows, columns);
-        Work { rows, columns, parts: 1, tokens, paired: false, odd, format }
+        Work { rows, columns, parts: 1, tokens, paired: false, late: false, odd, format }
     }
 
     fn splits(&self) -> usize {

@@ -148,6 +148,8 @@ constexpr int X_KEPT = X_HELD ? X_EACH : 1;
 constexpr bool FACTOR_LATER = NORM && X_ROWS == 1;
 
 struct RowsOfX {
+  // Whether rows are placed, and all threads meet, before weights are known.
+  static constexpr bool MEETS = false;
   const float* x;
   const float* weight;
   const float* scores;
@@ -351,10 +353,16 @@ DEVICE void products(int tiles, const Room& room, MatrixOf matrix, RowOf row, Ro
   if (EARLY) copy_up_to(DEPTH);
   zmlx_wait();
   rows.fetch();
+  if (Rows::MEETS) {
+    rows.place(room);
+    __syncthreads();
+  }
   auto prepared = prepare(min(tile, tiles - 1), first);
   if (!EARLY) copy_up_to(1);
-  rows.place(room);
-  __syncthreads();
+  if (!Rows::MEETS) {
+    rows.place(room);
+    __syncthreads();
+  }
   const float factor = rows.factor(room);
   moment(MOMENT_PLACED);
   int slot = 0;

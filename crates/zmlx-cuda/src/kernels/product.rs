@@ -198,6 +198,8 @@ pub(super) fn activation_constants(
     Ok(())
 }
 
+/// Bytes of shared memory that leave room for a block of the next launch.
+const ROOM: usize = 104 << 10;
 /// Weights from which on a matrix is worth all of the GPU.
 const LARGE: usize = 64 << 20;
 
@@ -231,6 +233,8 @@ pub(super) struct Work {
     pub tokens: usize,
     /// Whether there are two matrices.
     pub paired: bool,
+    /// Whether the launch before decides which weights these are.
+    pub late: bool,
     /// Whether the scales of a matrix end within a word of 32 bits.
     pub odd: bool,
     pub format: Format,
@@ -242,9 +246,9 @@ impl Plan {
         let units = work.columns / work.format.codes();
         let padded = |lanes: usize| units.div_ceil(lanes) * lanes;
         let lanes = [32, 16, 8].into_iter().min_by_key(|&l| padded(l)).unwrap_or(32);
-        let rows = if lanes == 32 && work.tokens <= 4 { tuned("ROWS", 4) } else { 2 };
+        let rows = if lanes == 32 && work.tokens <= 4 { 4 } else { 2 };
         let chunks = units.div_ceil(lanes) * work.parts;
-        let most = tuned("WARPS", 16);
+        let most = 16;
         let split = if chunks <= 8 {
             chunks
         } else {
@@ -260,10 +264,22 @@ impl Plan {
         let tiles = work.rows.div_ceil(made * (warps / split));
         let large = work.rows * work.columns * work.parts >= LARGE;
         let resident = tiles.div_ceil(super::MULTIPROCESSORS as usize).clamp(1, if large { 2 } else { 1 });
-        let mut plan = Self { lanes, rows, split, warps, depth: 0, resident };
-        let room = if large { 110 } else { tuned("ROOM", 110) } << 10;
-        let left = room.saturating_sub(plan.shared_bytes(work));
-        let steps = chunks.div_ceil(split) * tiles.div_ceil(plan.blocks(tiles) as usize);
+        Self { lanes, rows, split, warps, depth: 0, resident }.as_deep_as_fits(work)
+    }
+
+    /// With as many chunks on their way as there are and shared memory has room for.
+    pub(super) fn as_deep_as_fits(self, work: Work) -> Self {
+        let mut plan = Self { depth: 0, ..self };
+        // Where a multiprocessor has more to read than that, or cannot begin early, depth is worth more than the next launch's
+        // early start.
+        let matrices = if work.paired { 2 } else { 1 };
+        let bytes = matrices * work.rows * work.parts * work.format.row_bytes(work.columns);
+        let each = bytes / super::MULTIPROCESSORS as usize;
+        let alone = plan.resident == 1 && (work.late || each > ROOM / 2);
+        let left = if alone { 2 * ROOM } else { ROOM }.saturating_sub(plan.shared_bytes(work));
+        let tiles = work.rows.div_ceil(plan.tile(work.paired));
+        let chunks = (work.columns / work.format.codes()).div_ceil(plan.lanes) * work.parts;
+        let steps = chunks.div_ceil(plan.split) * tiles.div_ceil(plan.blocks(tiles) as usize);
         plan.depth = (left / plan.step_bytes(work)).min(steps).clamp(1, 8);
         plan
     }
@@ -342,11 +358,6 @@ impl Plan {
         let bytes = 4 * rows * units * codes + sums + parts + 4 * self.warps.max(rows);
         bytes + self.depth * self.step_bytes(work)
     }
-}
-
-/// For trying plans.
-fn tuned(name: &str, usual: usize) -> usize {
-    std::env::var(format!("ZMLX_TRY_{name}")).ok().and_then(|v| v.parse().ok()).unwrap_or(usual)
 }
 
 /// Share of the steps of `split` warps that have work, in thousandths.

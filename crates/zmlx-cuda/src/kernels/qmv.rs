@@ -69,7 +69,16 @@ pub struct QmvOperands {
 impl Qmv {
     /// A plain product of `tokens` rows.
     pub fn new(rows: usize, columns: usize, format: Format, tokens: usize) -> Self {
-        let plan = Plan::new(Work { rows, columns, parts: 1, tokens, paired: false, odd: false, format });
+        let plan = Plan::new(Work {
+            rows,
+            columns,
+            parts: 1,
+            tokens,
+            paired: false,
+            late: false,
+            odd: false,
+            format,
+        });
         Self {
             rows,
             stacked: [0; 2],
@@ -101,7 +110,7 @@ impl Qmv {
         let Self { rows, columns, format, tokens, stacked: [second, third], .. } = *self;
         let each = [rows.saturating_sub(second + third), second, third];
         let odd = each.into_iter().any(|rows| format.odd(rows, columns));
-        Work { rows, columns, parts: 1, tokens, paired: self.activation.is_some(), odd, format }
+        Work { rows, columns, parts: 1, tokens, paired: self.activation.is_some(), late: false, odd, format }
     }
 
     fn check(&self) -> Result<(), KernelError> {

@@ -8,7 +8,7 @@ use super::{
 
 const ROUTER: &str = "zmlx_router";
 const ROUTE: &str = "zmlx_route";
-const SELECT: &str = include_str!("select.cuh");
+pub(super) const SELECT: &str = include_str!("select.cuh");
 const ROUTER_TEXT: &str = include_str!("router.cu");
 const ROUTE_TEXT: &str = include_str!("route.cu");
 
@@ -57,7 +57,7 @@ pub struct Select {
 }
 
 impl Select {
-    fn check(&self, kernel: &'static str) -> Result<(), KernelError> {
+    pub(super) fn check(&self, kernel: &'static str) -> Result<(), KernelError> {
         size(kernel, "experts", self.experts, (1..=1024).contains(&self.experts), "1 to 1024")?;
         let most = self.experts.min(16);
         size(kernel, "experts a token", self.k, (1..=most).contains(&self.k), format!("1 to {most}"))?;
@@ -78,7 +78,7 @@ impl Select {
         finite(kernel, "the scale", self.scale)
     }
 
-    fn constants(&self, to: &mut Prelude) {
+    pub(super) fn constants(&self, to: &mut Prelude) {
         let scores = match self.scores {
             Scores::Sigmoid => "0",
             Scores::Softmax => "1",
@@ -203,7 +203,16 @@ impl Router {
     fn work(&self) -> Work {
         let Self { columns, format, tokens, .. } = *self;
         let rows = self.select.experts;
-        Work { rows, columns, parts: 1, tokens, paired: false, odd: format.odd(rows, columns), format }
+        Work {
+            rows,
+            columns,
+            parts: 1,
+            tokens,
+            paired: false,
+            late: false,
+            odd: format.odd(rows, columns),
+            format,
+        }
     }
 
     fn check(&self) -> Result<(), KernelError> {

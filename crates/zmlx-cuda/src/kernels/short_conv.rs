@@ -69,21 +69,16 @@ impl ShortConv {
         taps: usize,
     ) -> Self {
         let tokens = sequences * length;
-        let mut plan = Plan::new(Work {
-            rows: 3 * channels,
-            columns,
-            parts: 1,
-            tokens,
-            paired: false,
-            odd: false,
-            format,
-        });
+        let rows = 3 * channels;
+        let work = Work { rows, columns, parts: 1, tokens, paired: false, late: false, odd: false, format };
+        let mut plan = Plan::new(work);
         let groups = |n: usize| {
             plan.split * n <= 16 && (3 * channels).div_ceil(n * 32 / plan.lanes * plan.rows) >= 120
         };
         plan.warps = plan.split * if groups(6) { 6 } else { 3 };
         let tiles = (3 * channels).div_ceil(plan.tile(false));
         plan.resident = tiles.div_ceil(super::MULTIPROCESSORS as usize).clamp(1, (32 / plan.warps).max(1));
+        let plan = plan.as_deep_as_fits(work);
         Self {
             channels,
             columns,
@@ -101,7 +96,16 @@ impl ShortConv {
     fn work(&self) -> Work {
         let Self { channels, columns, format, sequences, length, .. } = *self;
         let (rows, tokens) = (3 * channels, sequences * length);
-        Work { rows, columns, parts: 1, tokens, paired: false, odd: format.odd(rows, columns), format }
+        Work {
+            rows,
+            columns,
+            parts: 1,
+            tokens,
+            paired: false,
+            late: false,
+            odd: format.odd(rows, columns),
+            format,
+        }
     }
 
     fn check(&self) -> Result<(), KernelError> {

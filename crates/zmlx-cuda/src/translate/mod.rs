@@ -41,6 +41,7 @@ pub fn translate(request: &Request<'_>, memory: &mut dyn Memory) -> Result<Plan>
         steps: Vec::new(),
         at: 0,
         chosen: false,
+        choice: None,
         latent: latent::Latent::default(),
     };
     while t.at < request.program.stages().len() {
@@ -70,6 +71,8 @@ struct Translator<'a> {
     at: usize,
     /// Whether a launch chooses the next token.
     chosen: bool,
+    /// A choice of experts that their products make, from these logits.
+    choice: Option<(&'a stages::Route, u64)>,
     /// Stages of attention over latents that a later launch takes over.
     latent: latent::Latent<'a>,
 }

@@ -5,12 +5,12 @@ use zmlx_engine::stages;
 use super::{TOKENS, Translator, made};
 use crate::error::{CudaError, Result};
 use crate::kernels::{
-    Argmax, Embed, Groups, Next, NextOperands, Plain, PlainOp, PlainOperands, Route, Router, RouterOperands,
-    Scores, Select, SelectOperands, ShortConv, ShortConvOperands,
+    Argmax, Embed, Groups, Next, NextOperands, Plain, PlainOp, PlainOperands, Qmv, QmvOperands, Route,
+    Router, RouterOperands, Scores, Select, SelectOperands, ShortConv, ShortConvOperands,
 };
 use crate::plan::SlotAddress;
 
-fn select(stage: &stages::Route) -> Select {
+pub(super) fn select(stage: &stages::Route) -> Select {
     Select {
         experts: stage.experts,
         k: stage.k,
@@ -27,7 +27,7 @@ fn select(stage: &stages::Route) -> Select {
     }
 }
 
-impl Translator<'_> {
+impl<'a> Translator<'a> {
     pub(super) fn embed(&mut self, stage: &stages::Embed) -> Result<()> {
         let (format, matrix) = self.matrix(&stage.matrix)?;
         let kernel = Embed {
@@ -72,9 +72,33 @@ impl Translator<'_> {
     }
 
     /// A router's product and its choice as one launch.
-    pub(super) fn router(&mut self, linear: &stages::Linear, route: &stages::Route) -> Result<()> {
+    /// A router's product and choice. Where experts of the choice follow, they choose for themselves: to meet once more in
+    /// this launch would take longer.
+    pub(super) fn router(&mut self, linear: &stages::Linear, route: &'a stages::Route) -> Result<()> {
         let (format, matrix) = self.matrix(&linear.matrix)?;
         let (norm, norm_weight) = self.norm(linear.source.norm.as_ref())?;
+        if self.chosen_by_experts(route) {
+            // Of its own: nobody else knows that it is read so late.
+            let [logits, _] = self.shared_room([TOKENS * linear.matrix.rows(), 1])?;
+            let operands = QmvOperands {
+                x: self.buffer(linear.source.buffer)?,
+                norm: norm_weight,
+                weights: matrix,
+                bias: [self.optional_constant(linear.bias.as_ref())?, None],
+                out: logits,
+                ..QmvOperands::default()
+            };
+            let columns = linear.matrix.columns();
+            let kernel = Qmv {
+                norm,
+                bias: [operands.bias[0].is_some(), false],
+                plan: Router::new(select(route), columns, format, TOKENS).plan,
+                ..Qmv::new(linear.matrix.rows(), columns, format, TOKENS)
+            };
+            self.push("router", made(kernel.source(), kernel.launch(&operands))?);
+            self.choice = Some((route, logits));
+            return Ok(());
+        }
         let [arrived, _] = self.shared_counters(1)?;
         let operands = RouterOperands {
             x: self.buffer(linear.source.buffer)?,
@@ -94,6 +118,21 @@ impl Translator<'_> {
         Ok(())
     }
 
+    /// Whether the first products with experts after that choice are of its experts.
+    fn chosen_by_experts(&self, route: &stages::Route) -> bool {
+        let mut at = self.next_at();
+        while let Some(here) = at {
+            if let Some(up) = self.stage_at::<stages::ExpertsUp>(here) {
+                return up.choice.indices == route.indices;
+            }
+            if self.stage_at::<stages::ExpertsDown>(here).is_some() {
+                return false;
+            }
+            at = self.next_after(here);
+        }
+        false
+    }
+
     pub(super) fn route(&mut self, stage: &stages::Route) -> Result<()> {
         let operands = self.select_operands(stage)?;
         let logits = self.buffer(stage.logits)?;
@@ -102,7 +141,7 @@ impl Translator<'_> {
         Ok(())
     }
 
-    fn select_operands(&mut self, stage: &stages::Route) -> Result<SelectOperands> {
+    pub(super) fn select_operands(&mut self, stage: &stages::Route) -> Result<SelectOperands> {
         Ok(SelectOperands {
             bias: self.optional_constant(stage.bias.as_ref())?,
             indices: self.buffer(stage.indices)?,

@@ -2,6 +2,7 @@
 
 use zmlx_engine::stages::{self, Norm as StageNorm};
 
+use super::plain::select;
 use super::{TOKENS, Translator, made};
 use crate::error::{CudaError, Result};
 use crate::kernels::{ExpertsDown, ExpertsDownOperands, ExpertsUp, ExpertsUpOperands, Qmv, QmvOperands};
@@ -155,10 +156,13 @@ impl<'a> Translator<'a> {
         alike("experts gate + up + activation", format == other)?;
         let (norm, norm_weight) = self.norm(stage.source.norm.as_ref())?;
         let [gate_bias, up_bias] = &stage.biases;
+        let choice = self.choice.take_if(|(route, _)| route.indices == stage.choice.indices);
         let operands = ExpertsUpOperands {
             x: self.buffer(stage.source.buffer)?,
             norm: norm_weight,
             indices: self.buffer(stage.choice.indices)?,
+            logits: choice.map_or(0, |(_, logits)| logits),
+            choice: choice.map(|(route, _)| self.select_operands(route)).transpose()?.unwrap_or_default(),
             gate,
             up,
             bias: [self.optional_constant(gate_bias.as_ref())?, self.optional_constant(up_bias.as_ref())?],
@@ -169,6 +173,7 @@ impl<'a> Translator<'a> {
         let kernel = ExpertsUp {
             norm,
             bias: operands.bias.map(|b| b.is_some()),
+            select: choice.map(|(route, _)| select(route)),
             ..ExpertsUp::new(sizes, shape, format, TOKENS, stage.activation)
         };
         self.push("experts gate + up + activation", made(kernel.source(), kernel.launch(&operands))?);
