@@ -6,7 +6,7 @@
 //! and past it, then 128 tokens after a prompt of 64, three times each, interleaved; with `--prefill` prompts of
 //! 128, 512 and 2,048 tokens in one call; with `--launches` the time of each launch; with `--context N` after a prompt of N.
 //! Without all that: with `--prefill-ops` the time of each kind of op of a prompt of 2,048; with `--past` decode past MLX
-//! alone, after as many tokens of its own, since MLX takes minutes to compile its kernels.
+//! alone, after as many tokens of its own (and `--tokens N` instead of 128 timed), since MLX takes minutes to compile its kernels.
 //! `ZMLX_CUDA_OVERLAP=0` compares with launches that wait for one another.
 
 use std::collections::BTreeMap;
@@ -42,14 +42,16 @@ fn main() -> Result<()> {
     let launches = arguments.iter().any(|a| a == "--launches");
     let given = arguments.iter().position(|a| a == "--context").and_then(|at| arguments.get(at + 1));
     let context: usize = given.map_or(Ok(64), |n| n.parse())?;
+    let count = arguments.iter().position(|a| a == "--tokens").and_then(|at| arguments.get(at + 1));
+    let tokens: usize = count.map_or(Ok(TOKENS), |n| n.parse())?;
     let past = arguments.iter().any(|a| a == "--past");
-    let names = arguments.iter().filter(|a| !a.starts_with("--") && Some(*a) != given);
+    let names = arguments.iter().filter(|a| !a.starts_with("--") && ![given, count].contains(&Some(*a)));
     let prefill = arguments.iter().any(|a| a == "--prefill");
     let ops = arguments.iter().any(|a| a == "--prefill-ops");
     for name in names {
         match name.as_str() {
             "embedded" => embedded()?,
-            name if past => past_alone(name, context, launches)?,
+            name if past => past_alone(name, [context, tokens], launches)?,
             name if ops => prefill_ops(name)?,
             name => shape(name, context, launches, prefill)?,
         }
@@ -200,20 +202,22 @@ fn shape(name: &str, context: usize, launches: bool, prefill: bool) -> Result<()
 }
 
 /// Rates of decode past MLX after `context` tokens that it has chosen itself.
-fn past_alone(name: &str, context: usize, launches: bool) -> Result<()> {
+fn past_alone(name: &str, [context, tokens]: [usize; 2], launches: bool) -> Result<()> {
     with_stream(Stream::default_of(Device::Gpu)?, || {
         let start = Instant::now();
         let past = make(name)?.past;
         let ready = start.elapsed().as_secs_f64();
-        let mut filled = past.new_state();
+        // Long contexts are read on MLX.
+        let read: Vec<u32> = (0..if context > 1024 { context as u32 } else { 1 }).map(|i| i % 1000 + 1).collect();
+        let mut filled = prefilled(&past, &read)?;
         let mut token = 1;
-        past.decode::<GraphError>(1, &mut filled, context, |chosen| {
+        past.decode::<GraphError>(1, &mut filled, if context > 1024 { 8 } else { context }, |chosen| {
             token = chosen;
             Ok(true)
         })?;
         let mut rates = Vec::new();
         for _ in 0..3 {
-            rates.push(format!("{:.1}", decode_rate(&past, token, &mut filled.clone())?));
+            rates.push(format!("{:.1}", decode_rate(&past, token, &mut filled.clone(), tokens)?));
         }
         let all = rates.join(", ");
         println!("{name}: ready after {ready:.1} s, {} launches, {all} tok/s", past.launches_per_token());
@@ -390,14 +394,14 @@ fn kl(a: &[f32], b: &[f32]) -> f64 {
 }
 
 fn past_rate(executor: &Executor, prompt: &[u32]) -> Result<f64> {
-    decode_rate(executor, prompt[prompt.len() - 1], &mut prefilled(executor, prompt)?)
+    decode_rate(executor, prompt[prompt.len() - 1], &mut prefilled(executor, prompt)?, TOKENS)
 }
 
-fn decode_rate(executor: &Executor, token: u32, state: &mut State) -> Result<f64> {
+fn decode_rate(executor: &Executor, token: u32, state: &mut State, count: usize) -> Result<f64> {
     let mut first = Instant::now();
     let mut told = 0;
     let mut seconds = 0.0;
-    let done = executor.decode::<GraphError>(token, state, TOKENS + 1, |_| {
+    let done = executor.decode::<GraphError>(token, state, count + 1, |_| {
         told += 1;
         if told == 1 {
             first = Instant::now();
@@ -408,7 +412,7 @@ fn decode_rate(executor: &Executor, token: u32, state: &mut State) -> Result<f64
     if done.is_none_or(|d| !d.finite) {
         return Err("a logit is not a number".into());
     }
-    Ok(TOKENS as f64 / seconds)
+    Ok(count as f64 / seconds)
 }
 
 fn stock_rate(executor: &Executor, prompt: &[u32]) -> Result<f64> {

@@ -146,21 +146,21 @@ template <class Store> DEVICE void add_blocks(const Call& c, float* room, u64 un
     sums[i] = published(stats_of(c) + 2 * (unit * QUERY_ROWS + i) + 1);
   }
   __syncthreads();
-  constexpr int QUADS = VALUE / 4;
+  constexpr int QUADS = VALUE / 4, AT_ONCE = 12;
   for (int i = threadIdx.x; i < QUERY_ROWS * QUADS; i += THREADS) {
     int r = i / QUADS, d = i % QUADS;
     Sum all{LOWEST, 0.0f, make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
     for (int p = 0; p < count; p++) all.largest = larger(largest[p * QUERY_ROWS + r], all.largest);
 #pragma unroll 1
-    for (int first = 0; first < count; first += 8) {
-      float4 v[8];
+    for (int first = 0; first < count; first += AT_ONCE) {
+      float4 v[AT_ONCE];
 #pragma unroll
-      for (int n = 0; n < 8; n++) {
+      for (int n = 0; n < AT_ONCE; n++) {
         int p = min(first + n, count - 1);
         v[n] = published4(c.scratch + ((unit + p) * QUERY_ROWS + r) * VALUE + 4 * d);
       }
 #pragma unroll
-      for (int n = 0; n < 8; n++) {
+      for (int n = 0; n < AT_ONCE; n++) {
         float m = largest[min(first + n, count - 1) * QUERY_ROWS + r];
         float factor = first + n >= count || m == LOWEST ? 0.0f : exp2f(m - all.largest);
         if (factor != 0.0f) all.add(factor, sums[(first + n) * QUERY_ROWS + r], v[n]);

@@ -246,22 +246,24 @@ impl Plan {
         let units = work.columns / work.format.codes();
         let padded = |lanes: usize| units.div_ceil(lanes) * lanes;
         let lanes = [32, 16, 8].into_iter().min_by_key(|&l| padded(l)).unwrap_or(32);
+        let lanes = if std::env::var("ZMLX_TRY_WIDE").is_ok() && units >= 24 { 32 } else { lanes };
         let rows = if lanes == 32 && work.tokens <= 4 { 4 } else { 2 };
         let chunks = units.div_ceil(lanes) * work.parts;
-        let most = 16;
         let split = if chunks <= 8 {
             chunks
         } else {
             (1..=8).rev().max_by_key(|s| occupancy(chunks, *s)).unwrap_or(8)
         };
         let made = 32 / lanes * rows / if work.paired { 2 } else { 1 };
-        // Large blocks place x for more rows, but every multiprocessor needs one.
-        let groups =
-            (1..=(most / split).max(1)).rev().find(|g| work.rows.div_ceil(made * g) >= 120).unwrap_or(1);
+        // The least work of the busiest multiprocessor; of equals the largest block, which places x for more rows.
+        let rounds =
+            |groups: usize| work.rows.div_ceil(made * groups).div_ceil(super::MULTIPROCESSORS as usize);
+        let most = (16 / split).max(1);
+        let groups = (1..=most).rev().min_by_key(|&groups| rounds(groups) * groups).unwrap_or(1);
         let warps = split * groups;
         // One block a multiprocessor, and that with half of what it has: so blocks of the next launch are there early, with
         // their first weights on the way. Of large matrices the bytes matter more.
-        let tiles = work.rows.div_ceil(made * (warps / split));
+        let tiles = work.rows.div_ceil(made * groups);
         let large = work.rows * work.columns * work.parts >= LARGE;
         let resident = tiles.div_ceil(super::MULTIPROCESSORS as usize).clamp(1, if large { 2 } else { 1 });
         Self { lanes, rows, split, warps, depth: 0, resident }.as_deep_as_fits(work)
