@@ -376,9 +376,8 @@ fn attention_on_tensor_cores() {
             let operands = operands(&case, &kernel, &world, &mut device);
             device.run(&kernel.source().unwrap(), &kernel.launch(&operands).unwrap());
             // What is in the cache, new keys and values included, as it was rounded there.
-            let caches = world
-                .caches
-                .map(|a| cached(case.cache, &device, a).iter().map(|v| f64::from(*v)).collect());
+            let caches =
+                world.caches.map(|a| cached(case.cache, &device, a).iter().map(|v| f64::from(*v)).collect());
             let want = attention(&case, &world.queries, &caches, world.sink_values.as_deref());
             let most = if case.cache == Float::F16 { 3e-6 } else { 3e-5 };
             within(&what, &device.memory.read(operands.out), &want, most);

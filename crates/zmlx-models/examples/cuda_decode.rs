@@ -208,7 +208,8 @@ fn past_alone(name: &str, [context, tokens]: [usize; 2], launches: bool) -> Resu
         let past = make(name)?.past;
         let ready = start.elapsed().as_secs_f64();
         // Long contexts are read on MLX.
-        let read: Vec<u32> = (0..if context > 1024 { context as u32 } else { 1 }).map(|i| i % 1000 + 1).collect();
+        let read: Vec<u32> =
+            (0..if context > 1024 { context as u32 } else { 1 }).map(|i| i % 1000 + 1).collect();
         let mut filled = prefilled(&past, &read)?;
         let mut token = 1;
         past.decode::<GraphError>(1, &mut filled, if context > 1024 { 8 } else { context }, |chosen| {

@@ -245,8 +245,9 @@ impl Plan {
     pub(super) fn new(work: Work) -> Self {
         let units = work.columns / work.format.codes();
         let padded = |lanes: usize| units.div_ceil(lanes) * lanes;
-        let lanes = [32, 16, 8].into_iter().min_by_key(|&l| padded(l)).unwrap_or(32);
-        let lanes = if std::env::var("ZMLX_TRY_WIDE").is_ok() && units >= 24 { 32 } else { lanes };
+        // A row that 32 lanes read at once is worth that some of them idle.
+        let least = if (17..=32).contains(&units) { Some(32) } else { None };
+        let lanes = least.or([32, 16, 8].into_iter().min_by_key(|&l| padded(l))).unwrap_or(32);
         let rows = if lanes == 32 && work.tokens <= 4 { 4 } else { 2 };
         let chunks = units.div_ceil(lanes) * work.parts;
         let split = if chunks <= 8 {
