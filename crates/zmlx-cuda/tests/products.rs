@@ -456,7 +456,7 @@ fn experts_choose_for_themselves() {
         let [gate, up] = [0, 1].map(|_| matrix(m, &mut rng, AFFINE, experts * rows, columns));
         let biased = case == 1;
         let biases = [0, 1].map(|_| biased.then(|| m.f32(&floats(&mut rng, experts * rows))));
-        let mut choice = |m: &mut support::Memory, bias: &[f32]| SelectOperands {
+        let choice = |m: &mut support::Memory, bias: &[f32]| SelectOperands {
             bias: select.bias.then(|| m.f32(bias)),
             indices: m.fresh(Type::I32, tokens * k),
             weights: m.fresh(Type::F32, tokens * k),

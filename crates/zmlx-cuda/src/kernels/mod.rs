@@ -9,8 +9,9 @@
 //! * Activations, norm weights and biases are float32. Weights stay as MLX stores them ([`Format`]).
 //!   Rows that an affine matrix is multiplied with are to be below 2^50; what is larger becomes infinite or NaN.
 //! * Every kernel first starts on what does not depend on launches before it, then waits (`griddepcontrol.wait`), so that it
-//!   may be launched with or without the attribute for programmatic stream serialisation. It reads nothing that a kernel
-//!   writes before that wait: only weights.
+//!   may be launched with or without the attribute for programmatic stream serialisation. Before that wait it reads only
+//!   weights and what the step before has written: the position, caches before it, states. A step must not begin before
+//!   the one before it has ended.
 //! * Sums are taken in one order, whatever the order of threads and blocks: results repeat bit for bit. No float is added
 //!   atomically.
 //! * [`Launch::shared`] may exceed 48 KiB: then the function's limit of dynamic shared memory must be raised first.
