@@ -205,6 +205,8 @@ pub struct Request<'a> {
     pub capacity: usize,
     /// Streaming multiprocessors of the GPU.
     pub multiprocessors: u32,
+    /// Bytes of shared memory that a block may have there.
+    pub shared_memory: usize,
 }
 
 /// A token's launches.

@@ -489,6 +489,7 @@ fn plan(
         vocabulary: decoder.parts.vocabulary,
         capacity,
         multiprocessors: decoder.device().info().multiprocessors,
+        shared_memory: decoder.device().info().shared_memory as usize,
     };
     decoder.plan(&request, room)
 }

@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 use zmlx_cuda::kernels::Source;
 use zmlx_cuda::module::compile_all;
 use zmlx_cuda::nvrtc::Nvrtc;
-use zmlx_graph::cuda::outline;
+use zmlx_graph::cuda::{outline, outline_within};
 use zmlx_graph::pattern::{Backend, Choice, rewrite};
 use zmlx_graph::{Fidelity, Graph, patterns};
 use zmlx_mlx::Dtype;
@@ -150,6 +150,20 @@ fn gpt_oss_20b_takes_six_launches_a_layer() {
 }
 
 /// With NVRTC, if it is there (its wheel is fetched by the tests of `zmlx-emulator`); without a GPU.
+/// A GPU of the desk gives a block 99 KiB of shared memory: less is on its way there.
+#[test]
+fn plans_fit_where_blocks_have_less_shared_memory() {
+    for name in ["lfm2_8b", "qwen3_30b", "glm4_7_flash", "qwen3_5_35b"] {
+        let graph = published(name, 4);
+        let most = |bytes: usize| {
+            let plan = outline_within(&graph, Dtype::Bfloat16, 1024, bytes).unwrap();
+            plan.steps.iter().map(|s| s.launch.shared).max().unwrap()
+        };
+        assert!(most(99 << 10) <= 99 << 10, "{name}: {}", most(99 << 10));
+        assert!(most(227 << 10) > 99 << 10, "{name}: nothing had to give way");
+    }
+}
+
 #[test]
 fn the_kernels_of_published_shapes_compile_for_hopper() {
     let cache = zmlx_mlx::locate::cache_dir().unwrap();

@@ -3,7 +3,7 @@
 use super::product::{Work, activation_constants, check_norm};
 use super::router::SELECT;
 use super::{
-    Activation, FORMAT, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Prelude, Select,
+    Activation, FORMAT, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Planned, Prelude, Select,
     SelectOperands, Source, Type, Weights, aligned, given, size,
 };
 
@@ -84,6 +84,12 @@ fn check_choice(
     )?;
     size(name, "rows", rows, (1..1 << 20).contains(&rows), "1 to 2^20")?;
     size(name, "rows of x", tokens, (1..=64).contains(&tokens), "1 to 64")
+}
+
+impl Planned for ExpertsUp {
+    fn plan_mut(&mut self) -> &mut Plan {
+        &mut self.plan
+    }
 }
 
 impl ExpertsUp {
@@ -255,6 +261,12 @@ pub struct ExpertsDownOperands {
     pub residuals: Vec<u64>,
     /// The result.
     pub out: u64,
+}
+
+impl Planned for ExpertsDown {
+    fn plan_mut(&mut self) -> &mut Plan {
+        &mut self.plan
+    }
 }
 
 impl ExpertsDown {

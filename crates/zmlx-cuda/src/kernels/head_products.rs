@@ -2,8 +2,8 @@
 
 use super::product::Work;
 use super::{
-    FORMAT, Format, KernelError, LatentAttend, Launch, MULTIPROCESSORS, Operands, PRODUCT, Plan, Prelude,
-    SHARED_MOST, Source, Type, Weights, aligned, given, size,
+    FORMAT, Format, KernelError, LatentAttend, Launch, MULTIPROCESSORS, Operands, PRODUCT, Plan, Planned,
+    Prelude, SHARED_MOST, Source, Type, Weights, aligned, given, size,
 };
 
 const NAME: &str = "zmlx_head_products";
@@ -48,6 +48,12 @@ pub struct HeadProductsOperands {
     pub weights: Weights,
     /// The result.
     pub out: u64,
+}
+
+impl Planned for HeadProducts {
+    fn plan_mut(&mut self) -> &mut Plan {
+        &mut self.plan
+    }
 }
 
 impl HeadProducts {

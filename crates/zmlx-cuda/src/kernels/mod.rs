@@ -42,7 +42,7 @@ pub use heads::{Angles, CacheOperands, Finish, Growth, Heads, HeadsOperands, Raw
 pub use latent::{LatentAttend, LatentOperands};
 pub use next::{Argmax, Next, NextOperands};
 pub use plain::{Embed, Plain, PlainOp, PlainOperands};
-pub use product::{Float, Format, Norm, Plan, Weights};
+pub use product::{Float, Format, Norm, Plan, Planned, Weights};
 pub use qmv::{Qmv, QmvOperands};
 pub use router::{Groups, Route, Router, RouterOperands, Scores, Select, SelectOperands};
 pub use short_conv::{ShortConv, ShortConvOperands};
@@ -240,8 +240,8 @@ pub enum KernelError {
     },
 }
 
-/// Bytes of shared memory that a block may have on `sm_90`.
-const SHARED_MOST: usize = 227 << 10;
+/// Bytes of shared memory that a block may have on `sm_90`, which plans are made for.
+pub const SHARED_MOST: usize = 227 << 10;
 
 /// The constants of a kernel, as text.
 #[derive(Debug, Default)]

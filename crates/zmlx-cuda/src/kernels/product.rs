@@ -220,6 +220,12 @@ pub struct Plan {
     pub resident: usize,
 }
 
+/// Kernels that have a plan.
+pub trait Planned {
+    /// How the product is cut.
+    fn plan_mut(&mut self) -> &mut Plan;
+}
+
 /// What a product is about, as far as its plan goes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Work {

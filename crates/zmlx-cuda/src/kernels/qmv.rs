@@ -3,7 +3,7 @@
 use super::product::{Work, activation_constants, check_norm};
 use super::{
     ARGMAX, Activation, FORMAT, Format, KernelError, Launch, Next, NextOperands, Norm, Operands, PRODUCT,
-    Plan, Prelude, Source, Type, Weights, aligned, given, size,
+    Plan, Planned, Prelude, Source, Type, Weights, aligned, given, size,
 };
 
 const NAME: &str = "zmlx_qmv";
@@ -64,6 +64,12 @@ pub struct QmvOperands {
     pub out: u64,
     /// What follows a decoded token.
     pub next: Option<NextOperands>,
+}
+
+impl Planned for Qmv {
+    fn plan_mut(&mut self) -> &mut Plan {
+        &mut self.plan
+    }
 }
 
 impl Qmv {

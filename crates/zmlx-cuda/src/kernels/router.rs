@@ -2,8 +2,8 @@
 
 use super::product::{Work, check_norm};
 use super::{
-    FORMAT, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Prelude, Source, Type, Weights,
-    aligned, finite, given, size,
+    FORMAT, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Planned, Prelude, Source, Type,
+    Weights, aligned, finite, given, size,
 };
 
 const ROUTER: &str = "zmlx_router";
@@ -187,6 +187,12 @@ pub struct RouterOperands {
     pub arrived: u64,
     /// The choice.
     pub select: SelectOperands,
+}
+
+impl Planned for Router {
+    fn plan_mut(&mut self) -> &mut Plan {
+        &mut self.plan
+    }
 }
 
 impl Router {

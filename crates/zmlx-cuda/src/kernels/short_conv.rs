@@ -2,8 +2,8 @@
 
 use super::product::{Work, check_norm};
 use super::{
-    FORMAT, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Prelude, Source, Type, Weights,
-    aligned, given, size,
+    FORMAT, Format, KernelError, Launch, Norm, Operands, PRODUCT, Plan, Planned, Prelude, Source, Type,
+    Weights, aligned, given, size,
 };
 
 const NAME: &str = "zmlx_short_conv";
@@ -57,6 +57,12 @@ pub struct ShortConvOperands {
     pub state: u64,
     /// The result.
     pub out: u64,
+}
+
+impl Planned for ShortConv {
+    fn plan_mut(&mut self) -> &mut Plan {
+        &mut self.plan
+    }
 }
 
 impl ShortConv {

@@ -62,7 +62,7 @@ impl Translator<'_> {
             bias: [bias.is_some(), false],
             ..Qmv::new(all, q.matrix.columns(), format, TOKENS)
         };
-        self.push("qkv", made(kernel.source(), kernel.launch(&operands))?);
+        self.push("qkv", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
         let gated = stage.gate.is_some();
         let query_rows = rows[0] / if gated { 2 } else { 1 };
         let heads = RawHeads {

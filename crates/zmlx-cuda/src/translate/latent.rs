@@ -149,7 +149,7 @@ impl<'a> Translator<'a> {
             bias: [bias.is_some(), false],
             ..Qmv::new(rows[0] + rows[1], queries.matrix.columns(), format, TOKENS)
         };
-        self.push("queries + latents", made(kernel.source(), kernel.launch(&operands))?);
+        self.push("queries + latents", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
         if let Some((at, linear)) = group.decompressed {
             self.at = at;
             self.linear(linear)?;
@@ -287,7 +287,7 @@ impl<'a> Translator<'a> {
             (None, None) => (self.buffer(buffer)?, None),
         };
         let operands = HeadProductsOperands { x, stats, weights, out: self.written(stage.out)? };
-        self.push("products of heads", made(kernel.source(), kernel.launch(&operands))?);
+        self.push("products of heads", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
         Ok(())
     }
 }

@@ -18,7 +18,7 @@ use zmlx_engine::program::{Buffer, Stage};
 use zmlx_engine::stages::{self, Norm as StageNorm};
 
 use crate::error::{CudaError, Result};
-use crate::kernels::{Float, Format, KernelError, Launch, Norm, Source, Weights};
+use crate::kernels::{Float, Format, KernelError, Launch, Norm, Planned, Source, Weights};
 use crate::plan::{Memory, Plan, Request, SlotAddress, Step};
 
 /// Tokens of a call.
@@ -168,6 +168,23 @@ impl<'a> Translator<'a> {
     /// Counters that are zero between launches, shared by all that ask for as many.
     fn shared_counters(&mut self, count: usize) -> Result<[u64; 2]> {
         self.shared_room([count, 1])
+    }
+
+    /// A product's kernel and launch. Plans are made for an H100: where a block has less shared memory, less is on its way.
+    fn product<K: Planned>(
+        &self,
+        mut kernel: K,
+        make: impl Fn(&K) -> (std::result::Result<Source, KernelError>, std::result::Result<Launch, KernelError>),
+    ) -> Result<(Source, Launch)> {
+        loop {
+            let (source, launch) = make(&kernel);
+            let (source, launch) = made(source, launch)?;
+            let depth = &mut kernel.plan_mut().depth;
+            if launch.shared as usize <= self.request.shared_memory || *depth <= 1 {
+                return Ok((source, launch));
+            }
+            *depth -= 1;
+        }
     }
 
     /// Adds a launch.

@@ -67,7 +67,7 @@ impl<'a> Translator<'a> {
             conv_bias: operands.conv_bias.is_some(),
             ..ShortConv::new(channels, columns, format, [1, TOKENS], stage.taps)
         };
-        self.push("short_conv", made(kernel.source(), kernel.launch(&operands))?);
+        self.push("short_conv", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
         Ok(())
     }
 
@@ -95,7 +95,7 @@ impl<'a> Translator<'a> {
                 plan: Router::new(select(route), columns, format, TOKENS).plan,
                 ..Qmv::new(linear.matrix.rows(), columns, format, TOKENS)
             };
-            self.push("router", made(kernel.source(), kernel.launch(&operands))?);
+            self.push("router", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
             self.choice = Some((route, logits));
             return Ok(());
         }
@@ -114,7 +114,7 @@ impl<'a> Translator<'a> {
             bias: operands.bias.is_some(),
             ..Router::new(select(route), linear.matrix.columns(), format, TOKENS)
         };
-        self.push("router", made(kernel.source(), kernel.launch(&operands))?);
+        self.push("router", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
         Ok(())
     }
 

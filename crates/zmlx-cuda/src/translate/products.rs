@@ -3,7 +3,7 @@
 use zmlx_engine::stages::{self, Norm as StageNorm};
 
 use super::plain::select;
-use super::{TOKENS, Translator, made};
+use super::{TOKENS, Translator};
 use crate::error::{CudaError, Result};
 use crate::kernels::{ExpertsDown, ExpertsDownOperands, ExpertsUp, ExpertsUpOperands, Qmv, QmvOperands};
 
@@ -47,7 +47,7 @@ impl<'a> Translator<'a> {
             ..Qmv::new(stage.matrix.rows(), stage.matrix.columns(), format, TOKENS)
         };
         let name = if next.is_some() { "head + argmax" } else { "linear" };
-        self.push(name, made(kernel.source(), kernel.launch(&operands))?);
+        self.push(name, self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
         self.chosen |= next.is_some();
         Ok(())
     }
@@ -85,7 +85,7 @@ impl<'a> Translator<'a> {
             bias: [bias.is_some(), false],
             ..Qmv::new(total, first.matrix.columns(), format, TOKENS)
         };
-        self.push("linear", made(kernel.source(), kernel.launch(&operands))?);
+        self.push("linear", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
         // From here on their results are in that room, one after another: as wide as their buffers, which a token fills.
         let mut begin = 0;
         for ((at, linear), rows) in all.into_iter().zip(rows) {
@@ -146,7 +146,7 @@ impl<'a> Translator<'a> {
         };
         let plain = Qmv::new(stage.gate.rows(), stage.gate.columns(), format, TOKENS);
         let kernel = Qmv { norm, bias: operands.bias.map(|b| b.is_some()), ..plain.gated(stage.activation) };
-        self.push("gate + up + activation", made(kernel.source(), kernel.launch(&operands))?);
+        self.push("gate + up + activation", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
         Ok(())
     }
 
@@ -176,7 +176,10 @@ impl<'a> Translator<'a> {
             select: choice.map(|(route, _)| select(route)),
             ..ExpertsUp::new(sizes, shape, format, TOKENS, stage.activation)
         };
-        self.push("experts gate + up + activation", made(kernel.source(), kernel.launch(&operands))?);
+        self.push(
+            "experts gate + up + activation",
+            self.product(kernel, |k| (k.source(), k.launch(&operands)))?,
+        );
         Ok(())
     }
 
@@ -199,7 +202,10 @@ impl<'a> Translator<'a> {
             residuals: operands.residuals.len(),
             ..ExpertsDown::new(sizes, shape, format, TOKENS)
         };
-        self.push("experts down + combine + residual", made(kernel.source(), kernel.launch(&operands))?);
+        self.push(
+            "experts down + combine + residual",
+            self.product(kernel, |k| (k.source(), k.launch(&operands)))?,
+        );
         Ok(())
     }
 }

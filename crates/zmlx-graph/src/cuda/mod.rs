@@ -164,9 +164,22 @@ pub fn compiler() -> Result<((i32, i32), PathBuf), CudaError> {
 /// # Errors
 /// Why the graph does not decode past MLX.
 pub fn outline(graph: &Graph, activation: Dtype, capacity: usize) -> Result<Plan, String> {
+    outline_within(graph, activation, capacity, kernels::SHARED_MOST)
+}
+
+/// The same on a GPU whose blocks have so many bytes of shared memory.
+///
+/// # Errors
+/// As [`outline`].
+pub fn outline_within(
+    graph: &Graph,
+    activation: Dtype,
+    capacity: usize,
+    shared_memory: usize,
+) -> Result<Plan, String> {
     let refused = |refusal: Refusal| refusal.to_string();
     let lowered = lower(graph, WeightSource::Declared(activation), &last_reads(graph)).map_err(refused)?;
-    planned(&lowered, activation, capacity, &mut Imagined::default())
+    planned(&lowered, activation, [capacity, shared_memory], &mut Imagined::default())
 }
 
 /// The same of an executor on MLX with its weights, where `memory` says that they and all else are.
@@ -177,13 +190,13 @@ pub fn plan(executor: &Executor, capacity: usize, memory: &mut dyn Memory) -> Re
     let graph = executor.graph();
     let lowered = lower(graph, WeightSource::Bound(executor.weights()), &last_reads(graph));
     let lowered = lowered.map_err(|refusal| refusal.to_string())?;
-    planned(&lowered, executor.activation(), capacity, memory)
+    planned(&lowered, executor.activation(), [capacity, kernels::SHARED_MOST], memory)
 }
 
 fn planned(
     lowered: &Lowered,
     activation: Dtype,
-    capacity: usize,
+    [capacity, shared_memory]: [usize; 2],
     memory: &mut dyn Memory,
 ) -> Result<Plan, String> {
     let kind = cache_type(activation);
@@ -197,6 +210,7 @@ fn planned(
         vocabulary: lowered.vocabulary,
         capacity,
         multiprocessors: kernels::MULTIPROCESSORS,
+        shared_memory,
     };
     translate(&request, memory).map_err(|e| e.to_string())
 }
