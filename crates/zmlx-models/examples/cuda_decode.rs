@@ -6,7 +6,8 @@
 //! and past it, then 128 tokens after a prompt of 64, three times each, interleaved; with `--prefill` prompts of
 //! 128, 512 and 2,048 tokens in one call; with `--launches` the time of each launch; with `--context N` after a prompt of N.
 //! Without all that: with `--prefill-ops` the time of each kind of op of a prompt of 2,048; with `--past` decode past MLX
-//! alone, after as many tokens of its own (and `--tokens N` instead of 128 timed), since MLX takes minutes to compile its kernels.
+//! alone, after as many tokens of its own (and `--tokens N` instead of 128 timed), since MLX takes minutes to compile its
+//! kernels; a context of more than 1,024 is read on MLX all the same.
 //! `ZMLX_CUDA_OVERLAP=0` compares with launches that wait for one another.
 
 use std::collections::BTreeMap;
@@ -34,6 +35,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Tokens that are timed.
 const TOKENS: usize = 128;
+/// Longer contexts are read on MLX, also where nothing else runs on it.
+const READ_FROM: usize = 1024;
 /// Steps whose logits are compared.
 const COMPARED: usize = 32;
 
@@ -42,6 +45,9 @@ fn main() -> Result<()> {
     let launches = arguments.iter().any(|a| a == "--launches");
     let given = arguments.iter().position(|a| a == "--context").and_then(|at| arguments.get(at + 1));
     let context: usize = given.map_or(Ok(64), |n| n.parse())?;
+    if context == 0 {
+        return Err("--context 0: give 1 token or more".into());
+    }
     let count = arguments.iter().position(|a| a == "--tokens").and_then(|at| arguments.get(at + 1));
     let tokens: usize = count.map_or(Ok(TOKENS), |n| n.parse())?;
     let past = arguments.iter().any(|a| a == "--past");
@@ -207,12 +213,11 @@ fn past_alone(name: &str, [context, tokens]: [usize; 2], launches: bool) -> Resu
         let start = Instant::now();
         let past = make(name)?.past;
         let ready = start.elapsed().as_secs_f64();
-        // Long contexts are read on MLX.
-        let read: Vec<u32> =
-            (0..if context > 1024 { context as u32 } else { 1 }).map(|i| i % 1000 + 1).collect();
+        let (on_mlx, own) = if context > READ_FROM { (context, 8) } else { (1, context) };
+        let read: Vec<u32> = (0..on_mlx as u32).map(|i| i % 1000 + 1).collect();
         let mut filled = prefilled(&past, &read)?;
         let mut token = 1;
-        past.decode::<GraphError>(1, &mut filled, if context > 1024 { 8 } else { context }, |chosen| {
+        past.decode::<GraphError>(1, &mut filled, own, |chosen| {
             token = chosen;
             Ok(true)
         })?;
