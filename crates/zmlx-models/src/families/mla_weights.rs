@@ -2,6 +2,7 @@
 //!
 //! Arithmetic and rounding are those of `sanitize` in `mlx_lm.models.deepseek_v3` 0.32.2.
 
+use zmlx_mlx::stream::{Device, with_device};
 use zmlx_mlx::{Array, Dtype, ops};
 
 use crate::error::LoadError;
@@ -205,8 +206,12 @@ impl SplitLatent {
                     )));
                 };
                 let (bits, group) = (Some(bits), Some(group_size));
-                let whole = ops::dequantize(packed, scales, Some(biases), group, bits, "affine", None, None)?;
-                let made = ops::quantize(&self.cut(&whole, keys)?, group, bits, "affine", None)?;
+                // GPUs round scales in another way, and another scale gives other codes.
+                let made = with_device(Device::Cpu, || {
+                    let whole =
+                        ops::dequantize(packed, scales, Some(biases), group, bits, "affine", None, None)?;
+                    ops::quantize(&self.cut(&whole, keys)?, group, bits, "affine", None)
+                })?;
                 made.get(index).cloned().ok_or_else(|| zmlx_mlx::Error::Argument("no such part".to_owned()))
             });
             let dtype = stored[index].dtype.clone();
