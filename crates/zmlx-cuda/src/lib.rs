@@ -18,6 +18,7 @@ pub mod module;
 pub mod nvrtc;
 pub mod plan;
 pub mod sequence;
+mod slots;
 pub mod stream;
 pub mod translate;
 

@@ -6,7 +6,7 @@ use zmlx_engine::program::{Call, Runner, Wanted};
 use zmlx_mlx::{Array, Dtype};
 
 use crate::cost::CostContext;
-use crate::cuda::{Decoded, Gpu, LaunchMoments, LaunchTime};
+use crate::cuda::Gpu;
 use crate::error::{GraphError, Result};
 use crate::graph::{Graph, Value};
 use crate::held::Held;
@@ -24,12 +24,12 @@ pub struct Executor {
     plan: Plan,
     runner: Option<Mutex<Runner>>,
     /// What runs calls of one token, of one sequence or each of a few, past MLX.
-    gpu: Option<Gpu>,
+    pub(crate) gpu: Option<Gpu>,
     /// Whether products of many rows on MLX may take another way than the graph's.
     unpacks: bool,
     /// For each node, the values that nobody reads after it.
     last_reads: Vec<Vec<Value>>,
-    runs: AtomicU64,
+    pub(crate) runs: AtomicU64,
 }
 
 /// Hands out tensors as arrays.
@@ -172,97 +172,6 @@ impl Executor {
         &self.weights
     }
 
-    /// The GPU that calls of one token run on past MLX, if they do.
-    pub fn cuda_device(&self) -> Option<&zmlx_cuda::DeviceInfo> {
-        self.gpu.as_ref().map(|gpu| gpu.decoder.device().info())
-    }
-
-    /// Goes on from `token` with the likeliest tokens, `count` at most, without logits leaving the GPU: each is told to
-    /// `tell` while the next is under way, and `tell` says whether to go on. `None` if calls of one token run on MLX or the
-    /// engine.
-    ///
-    /// # Errors
-    /// Those of `tell`; [`GraphError::Cuda`]. The state is of no use after one.
-    pub fn decode<E: From<GraphError>>(
-        &self,
-        token: u32,
-        state: &mut State,
-        count: usize,
-        tell: impl FnMut(u32) -> std::result::Result<bool, E>,
-    ) -> std::result::Result<Option<Decoded>, E> {
-        if state.batch.is_some_and(|batch| batch != 1) {
-            return Ok(None);
-        }
-        let mut tell = tell;
-        self.decode_batch(&[token], state, count, |tokens| tokens.iter().try_fold(true, |_, &id| tell(id)))
-    }
-
-    /// The same of a batch of equally long sequences, from a token of each: those chosen in a step are told together. `None`
-    /// also if so many sequences run on MLX.
-    ///
-    /// # Errors
-    /// As [`Self::decode`]; [`GraphError::WrongBatch`] for a state of another number of sequences.
-    pub fn decode_batch<E: From<GraphError>>(
-        &self,
-        tokens: &[u32],
-        state: &mut State,
-        count: usize,
-        tell: impl FnMut(&[u32]) -> std::result::Result<bool, E>,
-    ) -> std::result::Result<Option<Decoded>, E> {
-        let Some(gpu) = self.gpu.as_ref().filter(|gpu| gpu.decoder.takes(tokens.len())) else {
-            return Ok(None);
-        };
-        self.check_state(state)?;
-        self.check_batch(tokens.len() as i32, state)?;
-        let decoded = gpu.decode(tokens, state, count, tell)?;
-        self.runs.fetch_add(decoded.fed as u64, Ordering::Relaxed);
-        Ok(Some(decoded))
-    }
-
-    /// Whether the state is of so many sequences, as it is from its first call on.
-    fn check_batch(&self, batch: i32, state: &mut State) -> Result<()> {
-        let expected = *state.batch.get_or_insert(batch);
-        if expected == batch { Ok(()) } else { Err(GraphError::WrongBatch { expected, found: batch }) }
-    }
-
-    /// The launches that `token` takes on a GPU past MLX, one after another and each timed; none if calls of one token run
-    /// on MLX or the engine. The state has seen the token after it.
-    ///
-    /// # Errors
-    /// [`GraphError::Cuda`].
-    pub fn launch_times(&self, token: u32, state: &mut State) -> Result<Vec<LaunchTime>> {
-        self.check_state(state)?;
-        match &self.gpu {
-            Some(gpu) => Ok(gpu.timed_step(&[token], state)?.1),
-            None => Ok(Vec::new()),
-        }
-    }
-
-    /// When the launches that `token` takes on a GPU past MLX began, waited and ended, in the step as it always runs; none
-    /// if calls of one token run on MLX or the engine. The state has seen the token after it.
-    ///
-    /// # Errors
-    /// [`GraphError::Cuda`].
-    pub fn launch_moments(&self, token: u32, state: &mut State) -> Result<Vec<LaunchMoments>> {
-        self.check_state(state)?;
-        match &self.gpu {
-            Some(gpu) => gpu.noted_step(&[token], state),
-            None => Ok(Vec::new()),
-        }
-    }
-
-    /// Brings a state that a GPU's decoder holds back to arrays, as a call of several tokens would.
-    ///
-    /// # Errors
-    /// [`GraphError::Cuda`], [`GraphError::WrongState`] for a state of another executor.
-    pub fn settle(&self, state: &mut State) -> Result<()> {
-        match &self.gpu {
-            Some(gpu) => gpu.settle(state),
-            None if state.device.is_some() => Err(GraphError::WrongState),
-            None => Ok(()),
-        }
-    }
-
     /// Threads of the engine; 0 if it is not used.
     pub fn threads(&self) -> usize {
         self.runner
@@ -354,6 +263,12 @@ impl Executor {
             && state.engine.len() == self.plan.templates.len()
             && state.slots.iter().enumerate().all(same);
         if fits { Ok(()) } else { Err(GraphError::WrongState) }
+    }
+
+    /// Whether the state is of so many sequences, as it is from its first call on.
+    pub(crate) fn check_batch(&self, batch: i32, state: &mut State) -> Result<()> {
+        let expected = *state.batch.get_or_insert(batch);
+        if expected == batch { Ok(()) } else { Err(GraphError::WrongBatch { expected, found: batch }) }
     }
 
     /// Runs the steps; `watch` is told about each.

@@ -5,6 +5,7 @@
 //! stays while such calls go on; a later call of several tokens brings it back first. Both ways are copies within the GPU's
 //! memory, a few milliseconds for a long context.
 
+mod decode;
 mod grouped;
 mod transfer;
 
