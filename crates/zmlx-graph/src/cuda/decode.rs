@@ -24,17 +24,16 @@ impl Executor {
         token: u32,
         state: &mut State,
         count: usize,
-        tell: impl FnMut(u32) -> std::result::Result<bool, E>,
+        mut tell: impl FnMut(u32) -> std::result::Result<bool, E>,
     ) -> std::result::Result<Option<Decoded>, E> {
         if state.batch.is_some_and(|batch| batch != 1) {
             return Ok(None);
         }
-        let mut tell = tell;
         self.decode_batch(&[token], state, count, |tokens| tokens.iter().try_fold(true, |_, &id| tell(id)))
     }
 
     /// The same of a batch of equally long sequences, from a token of each: those chosen in a step are told together. `None`
-    /// also if so many sequences run on MLX.
+    /// also if so many sequences run on MLX. The first step of as many compiles their kernels.
     ///
     /// # Errors
     /// As [`Self::decode`]; [`GraphError::WrongBatch`] for a state of another number of sequences.
