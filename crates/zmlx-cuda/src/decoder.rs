@@ -1,8 +1,8 @@
-//! A model's decode step on the GPU: its program, weights and kernels.
+//! A model's decode step on the GPU: its program, weights and kernels, for one sequence or several together.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use zmlx_engine::program::{Buffer, Program, Slot};
 
@@ -11,7 +11,9 @@ use crate::error::{CudaError, Result};
 use crate::kernels::Source;
 use crate::memory::{DeviceBuffer, External};
 use crate::module::{self, Functions};
-use crate::plan::{CacheType, Memory, Plan, Request, Step, WeightAddress};
+use crate::plan::{
+    CacheType, Control, Imagined, MOST_SEQUENCES, Memory, Plan, Request, SlotAddress, Step, WeightAddress,
+};
 use crate::sequence::Sequence;
 use crate::translate::translate;
 
@@ -24,7 +26,7 @@ pub struct Parts {
     pub slots: Vec<Slot>,
     /// The buffer of logits.
     pub logits: Buffer,
-    /// How many logits there are.
+    /// How many logits a token has.
     pub vocabulary: usize,
     /// The parts of each weight (codes, scales, biases, or the elements alone), by the number its outlines have.
     pub weights: HashMap<usize, Vec<External>>,
@@ -39,8 +41,10 @@ pub struct Parts {
 pub struct Decoder {
     pub(crate) device: Arc<Device>,
     pub(crate) parts: Parts,
-    /// Constants in the order in which translation asks for them.
-    constants: Mutex<Vec<DeviceBuffer>>,
+    /// Constants in the order in which translation asks for them, by the number of sequences, which decides on that.
+    constants: Mutex<HashMap<usize, Vec<DeviceBuffer>>>,
+    /// Whether so many sequences, and one more, are decoded together; known once it was asked.
+    together: [OnceLock<bool>; MOST_SEQUENCES],
     functions: Mutex<Functions>,
     launches: AtomicUsize,
 }
@@ -55,12 +59,13 @@ impl Decoder {
             device: Arc::clone(device),
             parts,
             constants: Mutex::default(),
+            together: Default::default(),
             functions: Mutex::default(),
             launches: AtomicUsize::new(0),
         };
         let decoder = Arc::new(decoder);
         // A first sequence, small and dropped again: it brings constants and kernels to the GPU.
-        let first = Sequence::new(&decoder, 1)?;
+        let first = Sequence::new(&decoder, 1, 1)?;
         decoder.launches.store(first.launches(), Ordering::Relaxed);
         Ok(decoder)
     }
@@ -75,20 +80,65 @@ impl Decoder {
         &self.parts.program
     }
 
-    /// Launches of a token.
+    /// Launches of a token of one sequence.
     pub fn launches(&self) -> usize {
         self.launches.load(Ordering::Relaxed)
     }
 
-    /// How many logits there are.
+    /// How many logits a token has.
     pub fn vocabulary(&self) -> usize {
         self.parts.vocabulary
+    }
+
+    /// Whether so many sequences can be decoded together: [`MOST_SEQUENCES`] at most, if every kernel takes as many.
+    pub fn takes(&self, sequences: usize) -> bool {
+        let known = sequences.checked_sub(1).and_then(|at| self.together.get(at));
+        known.is_some_and(|known| *known.get_or_init(|| self.outline(sequences).is_ok()))
+    }
+
+    /// A plan for memory that is nowhere.
+    fn outline(&self, sequences: usize) -> Result<Plan> {
+        let (memory, capacity) = (&mut Imagined::default(), 1);
+        let slot = |form| SlotAddress::in_room(memory, form, self.parts.cache, [sequences, capacity]);
+        let slots = self.parts.slots.iter().map(slot).collect::<Result<Vec<_>>>()?;
+        let control = Control::in_room(memory, sequences)?;
+        let plan = translate(&self.request([sequences, capacity], &slots, control), memory)?;
+        let most = self.device.info().shared_memory;
+        match plan.steps.iter().find(|step| i64::from(step.launch.shared) > i64::from(most)) {
+            Some(step) => {
+                let reason = format!("{} bytes of shared memory, a block has {most}", step.launch.shared);
+                Err(CudaError::Untranslated { stage: step.name, reason })
+            }
+            None => Ok(plan),
+        }
+    }
+
+    /// What is asked of translation.
+    pub(crate) fn request<'a>(
+        &'a self,
+        [sequences, capacity]: [usize; 2],
+        slots: &'a [SlotAddress],
+        control: Control,
+    ) -> Request<'a> {
+        let info = self.device.info();
+        Request {
+            program: &self.parts.program,
+            sequences,
+            slots,
+            control,
+            logits: self.parts.logits,
+            vocabulary: self.parts.vocabulary,
+            capacity,
+            multiprocessors: info.multiprocessors,
+            shared_memory: info.shared_memory as usize,
+        }
     }
 
     /// A plan for the memory that `room` hands out, and its kernels.
     pub(crate) fn plan(&self, request: &Request<'_>, room: &mut Vec<DeviceBuffer>) -> Result<Plan> {
         let mut constants = self.constants.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut memory = Arena { decoder: self, room, rooms: 0, constants: &mut constants, given: 0 };
+        let constants = constants.entry(request.sequences).or_default();
+        let mut memory = Arena { decoder: self, room, rooms: 0, constants, given: 0 };
         translate(request, &mut memory)
     }
 

@@ -1,8 +1,8 @@
 //! Decode on NVIDIA GPUs: the stages of a program of the CPU's engine as launches of hand-written CUDA kernels, captured
-//! into one graph that a token replays. Knows nothing of MLX, models or files; weights are addresses.
+//! into one graph that a step replays: a token of one sequence, or of each of a few. Knows nothing of MLX, models or files; weights are addresses.
 //!
 //! * [`kernels`]: the kernels' texts and what it takes to launch them. Needs no GPU.
-//! * [`translate`] makes of a program a [`plan`]: the launches of a token. Needs no GPU.
+//! * [`translate`] makes of a program a [`plan`]: the launches of a step. Needs no GPU.
 //! * [`device`], [`memory`], [`module`], [`nvrtc`], [`stream`]: the driver and the compiler, looked up at run time; without
 //!   them each call is a [`CudaError`] that says what is missing.
 //! * [`chain`] measures launches.
@@ -18,6 +18,7 @@ pub mod module;
 pub mod nvrtc;
 pub mod plan;
 pub mod sequence;
+mod slots;
 pub mod stream;
 pub mod translate;
 

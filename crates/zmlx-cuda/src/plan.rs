@@ -1,4 +1,4 @@
-//! What a token takes: launches, in order, with the memory they work on.
+//! What a step takes, a token of each of a few sequences: launches, in order, with the memory they work on.
 
 use zmlx_engine::program::{Buffer, Program, Slot};
 use zmlx_engine::store::Store;
@@ -6,7 +6,7 @@ use zmlx_engine::store::Store;
 use crate::error::Result;
 use crate::kernels::{Launch, Source};
 
-/// One launch of a token.
+/// One launch of a step.
 #[derive(Debug, Clone)]
 pub struct Step {
     /// The stage of the program that it belongs to.
@@ -56,16 +56,16 @@ impl CacheType {
     }
 }
 
-/// Where what lasts from token to token is.
+/// Where what lasts from token to token is, that of each sequence behind the other's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotAddress {
-    /// Keys and values `[heads, capacity, width]`.
+    /// Keys and values `[sequences, heads, capacity, width]`.
     Kv {
         /// Keys.
         keys: u64,
         /// Values.
         values: u64,
-        /// Key/value heads.
+        /// Key/value heads of a sequence.
         heads: usize,
         /// Width of a key.
         key_width: usize,
@@ -76,11 +76,11 @@ pub enum SlotAddress {
         /// How they are held.
         kind: CacheType,
     },
-    /// Rows `[keep, channels]` of float32.
+    /// Rows `[sequences, keep, channels]` of float32.
     Rows {
         /// The rows.
         values: u64,
-        /// How many.
+        /// How many a sequence has.
         keep: usize,
         /// Width of a row.
         channels: usize,
@@ -88,75 +88,102 @@ pub enum SlotAddress {
 }
 
 impl SlotAddress {
-    /// A slot with room for `capacity` positions; keys and values as `kind`, unless its form says otherwise.
+    /// A slot with room for `capacity` positions of so many sequences; keys and values as `kind`, unless its form says
+    /// otherwise.
     ///
     /// # Errors
     /// Those of `memory`.
-    pub fn in_room(memory: &mut dyn Memory, form: &Slot, kind: CacheType, capacity: usize) -> Result<Self> {
+    pub fn in_room(
+        memory: &mut dyn Memory,
+        form: &Slot,
+        kind: CacheType,
+        [sequences, capacity]: [usize; 2],
+    ) -> Result<Self> {
         match form {
             Slot::Kv { keys, heads, key_width, value_width, .. } => {
                 let kind = kind.of(keys);
-                let mut part = |width: usize| memory.room(heads * capacity * width * kind.bytes());
+                let mut part =
+                    |width: usize| memory.room(sequences * heads * capacity * width * kind.bytes());
                 let (keys, values) = (part(*key_width)?, part(*value_width)?);
                 let (heads, key_width, value_width) = (*heads, *key_width, *value_width);
                 Ok(Self::Kv { keys, values, heads, key_width, value_width, capacity, kind })
             }
             Slot::Rows { keep, channels, .. } => {
-                let values = memory.room(keep * channels * size_of::<f32>())?;
+                let values = memory.room(sequences * keep * channels * size_of::<f32>())?;
                 Ok(Self::Rows { values, keep: *keep, channels: *channels })
             }
         }
     }
 }
 
-/// What a token and its position are read from and written to, by the GPU itself.
+/// What tokens, one of each sequence, and their position are read from and written to, by the GPU itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Control {
-    /// The token that comes next, and is replaced by the one chosen: 32 bits.
-    pub token: u64,
-    /// Its position, which grows by one: 32 bits.
+    /// The tokens that come next, and are replaced by those chosen: 32 bits each.
+    pub tokens: u64,
+    /// The position of all of them, which grows by one: 32 bits.
     pub position: u64,
-    /// How many tokens have been chosen: 32 bits.
+    /// How many steps have chosen: 32 bits.
     pub count: u64,
-    /// Where chosen tokens are told to the host, by their number modulo [`Self::ring_len`].
+    /// Where a step's tokens are told to the host, by its number modulo [`Self::ring_len`].
     pub ring: u64,
-    /// Words of that ring.
+    /// Steps of that ring.
     pub ring_len: usize,
-    /// Where the host is told how many tokens have been chosen: 32 bits, after the ring.
+    /// Where the host is told how many steps have chosen: 32 bits, after the ring.
     pub published: u64,
     /// A counter that is zero between launches: 32 bits.
     pub arrived: u64,
-    /// The best logit so far, zero between launches: 64 bits.
+    /// The best logit of each sequence so far, zero between launches: 64 bits each.
     pub best: u64,
 }
 
-/// Bytes of what the GPU itself keeps of token and position.
-pub(crate) const CONTROL_BYTES: usize = 24;
+/// Sequences that are decoded together at most: rows that the products' kernels take.
+pub const MOST_SEQUENCES: usize = 8;
 
-/// Chosen tokens that the host may be behind.
+/// Where the tokens are in what the GPU itself keeps of them and their position, behind position, count and counter.
+const TOKENS_AT: usize = 16;
+const BEST_AT: usize = TOKENS_AT + 4 * MOST_SEQUENCES;
+
+/// Bytes of all that.
+pub(crate) const CONTROL_BYTES: usize = BEST_AT + 8 * MOST_SEQUENCES;
+
+/// Steps that the host may be behind.
 pub(crate) const RING: usize = 64;
 
 impl Control {
-    /// Token, position and ring at the next addresses.
+    /// Tokens of so many sequences, position and ring at the next addresses.
     ///
     /// # Errors
     /// Those of `memory`.
-    pub fn in_room(memory: &mut dyn Memory) -> Result<Self> {
-        Ok(Self::at(memory.room(CONTROL_BYTES)?, memory.room(4 * (RING + 1))?))
+    pub fn in_room(memory: &mut dyn Memory, sequences: usize) -> Result<Self> {
+        Ok(Self::at(memory.room(CONTROL_BYTES)?, memory.room(4 * Self::ring_words(sequences))?, sequences))
     }
 
-    /// In [`CONTROL_BYTES`] at `at`, and a ring of [`RING`] words and one at `ring`.
-    pub(crate) fn at(at: u64, ring: u64) -> Self {
+    /// Words of the ring, and of what is told after it.
+    pub(crate) fn ring_words(sequences: usize) -> usize {
+        RING * sequences + 1
+    }
+
+    /// In [`CONTROL_BYTES`] at `at`, and [`Self::ring_words`] at `ring`.
+    pub(crate) fn at(at: u64, ring: u64, sequences: usize) -> Self {
         Self {
-            token: at,
-            position: at + 4,
-            count: at + 8,
-            arrived: at + 12,
-            best: at + 16,
+            position: at,
+            count: at + 4,
+            arrived: at + 8,
+            tokens: at + TOKENS_AT as u64,
+            best: at + BEST_AT as u64,
             ring,
             ring_len: RING,
-            published: ring + 4 * RING as u64,
+            published: ring + (4 * RING * sequences) as u64,
         }
+    }
+
+    /// What the GPU keeps before a step of these tokens at this position, from its first byte on.
+    pub(crate) fn words(tokens: &[u32], position: u32) -> Vec<u8> {
+        let mut words = vec![position];
+        words.resize(TOKENS_AT / size_of::<u32>(), 0);
+        words.extend(tokens);
+        words.iter().flat_map(|w| w.to_le_bytes()).collect()
     }
 }
 
@@ -193,13 +220,15 @@ pub trait Memory {
 pub struct Request<'a> {
     /// The program.
     pub program: &'a Program,
-    /// Its slots.
+    /// How many sequences are decoded together, a token of each; [`MOST_SEQUENCES`] at most.
+    pub sequences: usize,
+    /// The program's slots.
     pub slots: &'a [SlotAddress],
-    /// Where token and position are.
+    /// Where tokens and position are.
     pub control: Control,
     /// The buffer of logits.
     pub logits: Buffer,
-    /// How many there are.
+    /// How many there are of a sequence.
     pub vocabulary: usize,
     /// Positions that caches have room for.
     pub capacity: usize,
@@ -209,14 +238,14 @@ pub struct Request<'a> {
     pub shared_memory: usize,
 }
 
-/// A token's launches.
+/// A step's launches.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The launches, in order.
     pub steps: Vec<Step>,
-    /// Where token and position are.
+    /// Where tokens and position are.
     pub control: Control,
-    /// Where the logits are when they are done.
+    /// Where the logits `[sequences, vocabulary]` are when they are done.
     pub logits: u64,
 }
 

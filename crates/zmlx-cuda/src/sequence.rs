@@ -1,30 +1,23 @@
-//! A sequence that is decoded on the GPU: its caches, and the captured graph of a token.
+//! A sequence that is decoded on the GPU, or a batch of equally long ones: its caches, and the captured graph of a step, a
+//! token of each.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-
-use zmlx_engine::program::Slot;
 
 use crate::decoder::Decoder;
 use crate::error::{CudaError, Result};
 use crate::kernels::{Arg, MOMENTS};
 use crate::memory::{DeviceBuffer, External, Ring, Rows, copy_rows};
 use crate::module::Function;
-use crate::plan::{CONTROL_BYTES, CacheType, Control, Plan, RING, Request, SlotAddress, Step};
+use crate::plan::{CONTROL_BYTES, CacheType, Control, MOST_SEQUENCES, Plan, RING, SlotAddress, Step};
+use crate::slots::DeviceSlot;
 use crate::stream::{Event, Graph, Stream};
 
 /// Positions by which caches grow at least.
 const STEP: usize = 1024;
 
-/// Tokens that may be submitted and not yet read.
+/// Steps that may be submitted and not yet read.
 const AHEAD: usize = 2;
-
-/// What a slot holds.
-#[derive(Debug)]
-enum DeviceSlot {
-    Kv { keys: DeviceBuffer, values: DeviceBuffer, heads: usize, widths: [usize; 2], kind: CacheType },
-    Rows { values: DeviceBuffer, keep: usize, channels: usize },
-}
 
 /// Keys or values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,12 +28,13 @@ pub enum Half {
     Values,
 }
 
-/// Keys or values in the memory of the GPU: `heads` times `pitch` bytes, a position each `row` bytes, from position 0 on.
+/// Keys or values in the memory of the GPU: `heads` times `pitch` bytes, a position each `row` bytes, from position 0 on; the
+/// heads of a sequence follow those of the one before it.
 #[derive(Debug, Clone, Copy)]
 pub struct CachePart {
     /// Where they begin.
     pub address: u64,
-    /// Key/value heads.
+    /// Key/value heads of all sequences.
     pub heads: usize,
     /// Bytes from one head to the next.
     pub pitch: usize,
@@ -48,17 +42,20 @@ pub struct CachePart {
     pub row: usize,
 }
 
-/// A sequence. Everything it is asked to do goes onto its stream, in order.
+/// A sequence, or several of the same length that go on together. Everything it is asked to do goes onto its stream, in
+/// order.
 #[derive(Debug)]
 pub struct Sequence {
     decoder: Arc<Decoder>,
     stream: Arc<Stream>,
+    /// How many sequences.
+    sequences: usize,
     slots: Vec<DeviceSlot>,
     /// Positions that caches have room for.
     capacity: usize,
     /// Activations, in the order in which translation asks for them.
     room: Vec<DeviceBuffer>,
-    /// Token, position, count.
+    /// Tokens, position, count.
     control: DeviceBuffer,
     ring: Ring,
     plan: Plan,
@@ -66,9 +63,9 @@ pub struct Sequence {
     graph: Option<Graph>,
     /// Whether the plan is one of the memory that there is.
     planned: bool,
-    /// Where the next token stands.
+    /// Where the next tokens stand.
     position: usize,
-    /// How many tokens the GPU was asked to choose.
+    /// How many steps the GPU was asked for.
     submitted: usize,
     /// A mark after each that has not been read.
     pending: VecDeque<Event>,
@@ -77,24 +74,31 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// An empty sequence with room for `positions` positions.
+    /// So many empty sequences with room for `positions` positions.
     ///
     /// # Errors
-    /// [`CudaError::OutOfMemory`]; those of translation and compiling.
-    pub fn new(decoder: &Arc<Decoder>, positions: usize) -> Result<Self> {
+    /// [`CudaError::Argument`] for none or more than [`MOST_SEQUENCES`], [`CudaError::OutOfMemory`]; those of translation,
+    /// which [`Decoder::takes`] foresees, and of compiling.
+    pub fn new(decoder: &Arc<Decoder>, sequences: usize, positions: usize) -> Result<Self> {
+        if !(1..=MOST_SEQUENCES).contains(&sequences) {
+            let message = format!("{sequences} sequences together; 1 to {MOST_SEQUENCES} can be");
+            return Err(CudaError::Argument(message));
+        }
         let device = decoder.device();
         let capacity = positions.max(1).next_multiple_of(STEP);
-        let slots = decoder.parts.slots.iter().map(|s| DeviceSlot::new(decoder, s, capacity));
+        let slots = decoder.parts.slots.iter().map(|s| DeviceSlot::new(decoder, s, [sequences, capacity]));
         let slots = slots.collect::<Result<Vec<_>>>()?;
-        let control = DeviceBuffer::new(device, CONTROL_BYTES, "token and position")?;
-        let ring = Ring::new(device, RING + 1)?;
+        let control = DeviceBuffer::new(device, CONTROL_BYTES, "tokens and position")?;
+        let ring = Ring::new(device, Control::ring_words(sequences))?;
         let mut room = Vec::new();
-        let plan = plan(decoder, &slots, (&control, &ring), capacity, &mut room)?;
+        let sizes = [sequences, capacity];
+        let plan = plan(decoder, &slots, (&control, &ring), sizes, &mut room)?;
         let functions = decoder.functions(&plan.steps)?;
         let stream = Stream::new(device)?;
         Ok(Self {
             decoder: Arc::clone(decoder),
             stream,
+            sequences,
             slots,
             capacity,
             room,
@@ -111,13 +115,13 @@ impl Sequence {
         })
     }
 
-    /// The same sequence once more, with caches of its own.
+    /// The same once more, with caches of its own.
     ///
     /// # Errors
     /// As [`Self::new`].
     pub fn duplicate(&self) -> Result<Self> {
         self.stream.synchronize()?;
-        let mut other = Self::new(&self.decoder, self.capacity)?;
+        let mut other = Self::new(&self.decoder, self.sequences, self.capacity)?;
         for (from, to) in self.slots.iter().zip(&other.slots) {
             to.copy_from(&other.stream, from, [self.capacity, other.capacity])?;
         }
@@ -131,17 +135,22 @@ impl Sequence {
         &self.decoder
     }
 
-    /// Where the next token stands.
+    /// How many sequences go on together.
+    pub fn sequences(&self) -> usize {
+        self.sequences
+    }
+
+    /// Where the next tokens stand.
     pub fn position(&self) -> usize {
         self.position
     }
 
-    /// Launches of a token.
+    /// Launches of a step.
     pub fn launches(&self) -> usize {
         self.plan.steps.len()
     }
 
-    /// What a token takes.
+    /// What a step takes.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
@@ -159,7 +168,7 @@ impl Sequence {
         self.stream.synchronize()?;
         let mut grown = Vec::new();
         for (slot, template) in self.slots.iter().zip(&self.decoder.parts.slots) {
-            let larger = DeviceSlot::new(&self.decoder, template, capacity)?;
+            let larger = DeviceSlot::new(&self.decoder, template, [self.sequences, capacity])?;
             larger.copy_from(&self.stream, slot, [self.capacity, capacity])?;
             grown.push(larger);
         }
@@ -168,11 +177,12 @@ impl Sequence {
         self.replan()
     }
 
-    /// Plans a token anew. Until that succeeds nothing can be submitted: what was planned names memory that is gone.
+    /// Plans a step anew. Until that succeeds nothing can be submitted: what was planned names memory that is gone.
     fn replan(&mut self) -> Result<()> {
         (self.planned, self.graph) = (false, None);
         let control = (&self.control, &self.ring);
-        self.plan = plan(&self.decoder, &self.slots, control, self.capacity, &mut self.room)?;
+        let sizes = [self.sequences, self.capacity];
+        self.plan = plan(&self.decoder, &self.slots, control, sizes, &mut self.room)?;
         self.functions = self.decoder.functions(&self.plan.steps)?;
         self.planned = true;
         Ok(())
@@ -184,27 +194,32 @@ impl Sequence {
         if self.planned { Ok(()) } else { self.replan() }
     }
 
-    /// Says what comes next: `token`, at `position`. What was submitted and not read is forgotten.
+    /// Says what comes next: a token of each sequence, at `position`. What was submitted and not read is forgotten.
     ///
     /// # Errors
-    /// [`CudaError::Driver`].
-    pub fn set(&mut self, token: u32, position: usize) -> Result<()> {
+    /// [`CudaError::Argument`] for another number of tokens; [`CudaError::Driver`].
+    pub fn set(&mut self, tokens: &[u32], position: usize) -> Result<()> {
+        if tokens.len() != self.sequences {
+            let message =
+                format!("{} tokens for {} sequences; give one of each", tokens.len(), self.sequences);
+            return Err(CudaError::Argument(message));
+        }
         self.marks.extend(self.pending.drain(..));
         self.submitted = 0;
         self.position = position;
         let place = u32::try_from(position);
         let place = place.map_err(|_| CudaError::Argument(format!("position {position}: beyond 32 bits")))?;
-        let words: Vec<u8> = [token, place, 0].iter().flat_map(|w| w.to_le_bytes()).collect();
-        self.control.write(&self.stream, &words)
+        self.control.write(&self.stream, &Control::words(tokens, place))
     }
 
-    /// Has the GPU go on by one token: the one that [`Self::set`] gave, or the one it has chosen last. Returns at once.
+    /// Has the GPU go on by a token of each sequence: those that [`Self::set`] gave, or those it has chosen last. Returns at
+    /// once.
     ///
     /// # Errors
     /// [`CudaError::OutOfMemory`] where caches must grow; [`CudaError::Argument`] if too many are not read yet.
     pub fn submit(&mut self) -> Result<()> {
         if self.pending.len() >= AHEAD {
-            return Err(CudaError::Argument(format!("{AHEAD} tokens are submitted and not read")));
+            return Err(CudaError::Argument(format!("{AHEAD} steps are submitted and not read")));
         }
         self.ready()?;
         if self.graph.is_none() {
@@ -225,20 +240,21 @@ impl Sequence {
         Ok(())
     }
 
-    /// The token chosen after the earliest that is submitted and not read; waits for it.
+    /// The tokens, one of each sequence, chosen in the earliest step that is submitted and not read; waits for it.
     ///
     /// # Errors
     /// [`CudaError::Argument`] if there is none; [`CudaError::Driver`] if its work failed.
-    pub fn read(&mut self) -> Result<u32> {
+    pub fn read(&mut self) -> Result<Vec<u32>> {
         let number = self.submitted - self.pending.len();
         let mark = self.pending.pop_front();
-        let mark = mark.ok_or_else(|| CudaError::Argument("no token is submitted".to_owned()))?;
+        let mark = mark.ok_or_else(|| CudaError::Argument("no step is submitted".to_owned()))?;
         mark.wait()?;
         self.marks.push(mark);
-        Ok(self.ring.word(number % RING))
+        let first = number % RING * self.sequences;
+        Ok((first..first + self.sequences).map(|at| self.ring.word(at)).collect())
     }
 
-    /// Waits for all that is submitted, and gives the address of the last token's logits, float32.
+    /// Waits for all that is submitted, and gives the address of the last step's logits `[sequences, vocabulary]`, float32.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
@@ -247,12 +263,12 @@ impl Sequence {
         Ok(self.plan.logits)
     }
 
-    /// The last token's logits, on the host.
+    /// The last step's logits `[sequences, vocabulary]`, on the host.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
     pub fn read_logits(&mut self) -> Result<Vec<f32>> {
-        let count = self.decoder.vocabulary();
+        let count = self.sequences * self.decoder.vocabulary();
         let logits = self.room.iter().find(|b| b.address() == self.plan.logits);
         let logits = logits.ok_or_else(|| CudaError::Argument("the logits have no buffer".to_owned()))?;
         let mut bytes = vec![0; count * size_of::<f32>()];
@@ -260,7 +276,7 @@ impl Sequence {
         Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
     }
 
-    /// Seconds of each launch of one token, which is submitted launch by launch, a mark after each. The token counts as
+    /// Seconds of each launch of one step, which is submitted launch by launch, a mark after each. The step counts as
     /// submitted and read.
     ///
     /// # Errors
@@ -282,8 +298,8 @@ impl Sequence {
         marks.windows(2).map(|pair| pair[1].seconds_since(&pair[0])).collect()
     }
 
-    /// The moments of each launch of one token, which runs as [`Self::submit`] runs it but for the noting: nanoseconds since
-    /// the first, the earliest and the latest of all blocks. The token counts as submitted and read.
+    /// The moments of each launch of one step, which runs as [`Self::submit`] runs it but for the noting: nanoseconds since
+    /// the first, the earliest and the latest of all blocks. The step counts as submitted and read.
     ///
     /// # Errors
     /// As [`Self::submit`].
@@ -368,8 +384,8 @@ impl Sequence {
         }
     }
 
-    /// Takes keys or values of the positions from `first` on from `source`: `[heads, capacity, width]` as the slot holds
-    /// them, of which `count` positions count.
+    /// Takes keys or values of the positions from `first` on from `source`: `[sequences, heads, capacity, width]` as the slot
+    /// holds them, of which `count` positions count.
     ///
     /// # Errors
     /// [`CudaError::Argument`] if the source is too small or there is no room.
@@ -395,7 +411,7 @@ impl Sequence {
         self.stream.synchronize()
     }
 
-    /// Writes keys or values of the positions `first..first + count` to `target`, `[heads, count, width]`.
+    /// Writes keys or values of the positions `first..first + count` to `target`, `[sequences, heads, count, width]`.
     ///
     /// # Errors
     /// [`CudaError::Argument`] if the target has another size.
@@ -420,7 +436,7 @@ impl Sequence {
         self.stream.synchronize()
     }
 
-    /// Takes the rows of a slot from `source`, float32.
+    /// Takes the rows of a slot from `source`, those of all sequences, float32.
     ///
     /// # Errors
     /// [`CudaError::Argument`] if the slot has no rows or the source another size.
@@ -429,7 +445,7 @@ impl Sequence {
         self.copy_whole(source.address(), rows, source.len())
     }
 
-    /// Writes the rows of a slot to `target`, float32.
+    /// Writes the rows of a slot to `target`, those of all sequences, float32.
     ///
     /// # Errors
     /// As [`Self::load_rows`].
@@ -438,12 +454,12 @@ impl Sequence {
         self.copy_whole(rows, target.address(), target.len())
     }
 
-    /// Writes the last token's logits to `target`, float32.
+    /// Writes the last step's logits `[sequences, vocabulary]` to `target`, float32.
     ///
     /// # Errors
     /// [`CudaError::Argument`] if it has another size.
     pub fn store_logits(&self, target: &External) -> Result<()> {
-        let bytes = self.decoder.vocabulary() * size_of::<f32>();
+        let bytes = self.sequences * self.decoder.vocabulary() * size_of::<f32>();
         if target.len() != bytes {
             return Err(CudaError::Argument(format!("{} bytes for {bytes} of logits", target.len())));
         }
@@ -471,89 +487,15 @@ impl Sequence {
     }
 }
 
-/// Plans a token over these slots.
+/// Plans a step over these slots.
 fn plan(
     decoder: &Arc<Decoder>,
     slots: &[DeviceSlot],
     (control, ring): (&DeviceBuffer, &Ring),
-    capacity: usize,
+    sizes @ [sequences, _]: [usize; 2],
     room: &mut Vec<DeviceBuffer>,
 ) -> Result<Plan> {
-    let control = Control::at(control.address(), ring.address());
-    let addresses: Vec<SlotAddress> = slots.iter().map(|s| s.address(capacity)).collect();
-    let request = Request {
-        program: &decoder.parts.program,
-        slots: &addresses,
-        control,
-        logits: decoder.parts.logits,
-        vocabulary: decoder.parts.vocabulary,
-        capacity,
-        multiprocessors: decoder.device().info().multiprocessors,
-        shared_memory: decoder.device().info().shared_memory as usize,
-    };
-    decoder.plan(&request, room)
-}
-
-impl DeviceSlot {
-    fn new(decoder: &Decoder, template: &Slot, capacity: usize) -> Result<Self> {
-        let device = decoder.device();
-        match template {
-            Slot::Kv { keys, heads, key_width, value_width, .. } => {
-                let kind = decoder.parts.cache.of(keys);
-                let make = |width: usize| {
-                    DeviceBuffer::new(device, heads * capacity * width * kind.bytes(), "keys and values")
-                };
-                let (keys, values) = (make(*key_width)?, make(*value_width)?);
-                Ok(Self::Kv { keys, values, heads: *heads, widths: [*key_width, *value_width], kind })
-            }
-            Slot::Rows { keep, channels, .. } => {
-                let values = DeviceBuffer::new(device, keep * channels * size_of::<f32>(), "states")?;
-                Ok(Self::Rows { values, keep: *keep, channels: *channels })
-            }
-        }
-    }
-
-    fn address(&self, capacity: usize) -> SlotAddress {
-        match self {
-            Self::Kv { keys, values, heads, widths: [key_width, value_width], kind } => SlotAddress::Kv {
-                keys: keys.address(),
-                values: values.address(),
-                heads: *heads,
-                key_width: *key_width,
-                value_width: *value_width,
-                capacity,
-                kind: *kind,
-            },
-            Self::Rows { values, keep, channels } => {
-                SlotAddress::Rows { values: values.address(), keep: *keep, channels: *channels }
-            }
-        }
-    }
-
-    /// Takes over what another slot of the same form holds; `capacities` of the other and of this.
-    fn copy_from(&self, stream: &Stream, other: &Self, capacities: [usize; 2]) -> Result<()> {
-        match (other, self) {
-            (
-                Self::Kv { keys, values, heads, widths, kind },
-                Self::Kv { keys: to_keys, values: to_values, .. },
-            ) => {
-                for ((from, to), width) in [(keys, to_keys), (values, to_values)].iter().zip(widths) {
-                    let [old, new] = capacities.map(|c| c * width * kind.bytes());
-                    let (from, to) = (
-                        Rows { address: from.address(), pitch: old },
-                        Rows { address: to.address(), pitch: new },
-                    );
-                    // SAFETY: both live as long as their slots, which the caller keeps until the stream is done.
-                    unsafe { copy_rows(stream, from, to, old.min(new), *heads) }?;
-                }
-                Ok(())
-            }
-            (Self::Rows { values, .. }, Self::Rows { values: to, .. }) => {
-                let rows = |buffer: &DeviceBuffer| Rows { address: buffer.address(), pitch: buffer.len() };
-                // SAFETY: as above.
-                unsafe { copy_rows(stream, rows(values), rows(to), values.len().min(to.len()), 1) }
-            }
-            _ => Err(CudaError::Argument("slots of different forms".to_owned())),
-        }
-    }
+    let control = Control::at(control.address(), ring.address(), sequences);
+    let addresses: Vec<SlotAddress> = slots.iter().map(|s| s.address(sizes)).collect();
+    decoder.plan(&decoder.request(sizes, &addresses, control), room)
 }

@@ -222,6 +222,10 @@ fn cases() -> Vec<Case> {
         Case { position: 9, splits: 1, ..base(gated) },
         Case { position: 40, splits: 3, cache: Float::F32, ..base(gated) },
         Case { position: 30, length: 8, splits: 2, ..base(partial) },
+        // A token of each of a batch.
+        Case { position: 70, sequences: 3, least: 16, ..base(lfm) },
+        Case { position: 33, sequences: 5, window: Some(9), sinks: true, cache: Float::F32, ..base(partial) },
+        Case { position: 20, sequences: 2, ..base(gated) },
     ]
 }
 

@@ -106,6 +106,8 @@ fn cases() -> Vec<(LatentAttend, usize)> {
         (small, 93),
         (wide, 21),
         (LatentAttend { least: 1, warps: 1, ..wide }, 2),
+        // A token of each of a batch.
+        (LatentAttend { sequences: 3, ..small }, 40),
         (odd, 50),
         (LatentAttend { cache: Float::F16, angles: Angles { half: 5, ..odd.angles }, ..odd }, 9),
         (LatentAttend { cache: Float::F32, length: 8, sequences: 1, turned_strides: [50, 10], ..odd }, 30),

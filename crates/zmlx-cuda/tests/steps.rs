@@ -327,38 +327,37 @@ fn next_operands(device: &mut Device, tokens: usize, ring: usize, position: i32)
 #[test]
 fn the_lowest_index_of_the_largest_logit_follows() {
     let mut device = Device::default();
-    let (width, tokens, ring) = (3000, 2, 2);
+    let (width, tokens, ring) = (3000, 3, 2);
     let next = next_operands(&mut device, tokens, ring, 7);
     let kernel = Argmax { width, tokens, next: Next { ring } };
     let mut logits = vec![-3.0f32; tokens * width];
     // Equal ones, a NaN and infinities.
     (logits[1200], logits[2999], logits[5]) = (2.0, 2.0, f32::NAN);
     (logits[width + 40], logits[width + 41]) = (f32::INFINITY, f32::NEG_INFINITY);
+    logits[2 * width + 2048] = -1.0;
+    let best = [1200, 40, 2048];
     let address = device.memory.f32(&logits);
     let (source, launch) = (kernel.source().unwrap(), kernel.launch(address, &next).unwrap());
     for step in 1..=3u32 {
         device.run(&source, &launch);
         let read = |a| device.memory.get(a).to_u32();
-        assert_eq!(read(next.tokens), [1200, 40]);
+        assert_eq!(read(next.tokens), best);
         assert_eq!(device.memory.get(next.position).to_i64(), [7 + i64::from(step)]);
         assert_eq!((read(next.count), read(next.published)), (vec![step], vec![step]));
-        let blank = u32::MAX;
-        assert_eq!(
-            read(next.ring),
-            if step == 1 { vec![1200, 40, blank, blank] } else { vec![1200, 40, 1200, 40] }
-        );
+        let second = if step == 1 { [u32::MAX; 3] } else { best };
+        assert_eq!(read(next.ring), [best, second].concat());
     }
     // Nothing but NaN: the first index, as if all were equal.
     let address = device.memory.f32(&vec![f32::NAN; tokens * width]);
     device.run(&source, &kernel.launch(address, &next).unwrap());
-    assert_eq!(device.memory.get(next.tokens).to_u32(), [0, 0]);
+    assert_eq!(device.memory.get(next.tokens).to_u32(), [0, 0, 0]);
 }
 
 #[test]
 fn a_head_that_decides() {
     let mut rng = fastrand::Rng::with_seed(11);
     let mut device = Device::default();
-    for tokens in [1, 2] {
+    for tokens in [1, 2, 4, 8] {
         let (rows, columns) = (301, 256);
         let next = next_operands(&mut device, tokens, 4, 0);
         let x = floats(&mut rng, tokens * columns);
@@ -382,6 +381,10 @@ fn a_head_that_decides() {
         assert_eq!(device.memory.get(next.tokens).to_u32(), best.collect::<Vec<u32>>());
         assert_eq!(device.memory.get(next.position).to_i64(), [1]);
     }
+    // A thread would meet several rows: they are for a launch of their own.
+    let odd = Qmv { next: Some(Next { ring: 4 }), ..Qmv::new(301, 256, AFFINE, 3) };
+    let error = odd.source().unwrap_err().to_string();
+    assert!(error.contains("rows of a head is 3"), "{error}");
 }
 
 #[test]

@@ -99,7 +99,7 @@ pub fn bisect(reference: &Executor, engine: &Executor, calls: &[Array]) -> Resul
             match done {
                 Done::Node { index, outputs, .. } => outputs.clone_from(&stock[index]),
                 // Calls of one token on a GPU have no nodes to look at.
-                Done::Token { .. } => {}
+                Done::Tokens { .. } => {}
                 Done::Region { outputs, .. } => {
                     let scores = |node: usize| -> zmlx_mlx::Result<Option<Array>> {
                         let value = |v: &Value| stock[v.node][v.output].clone();

@@ -6,7 +6,7 @@ use zmlx_engine::program::{Call, Runner, Wanted};
 use zmlx_mlx::{Array, Dtype};
 
 use crate::cost::CostContext;
-use crate::cuda::{Decoded, Gpu, LaunchMoments, LaunchTime};
+use crate::cuda::Gpu;
 use crate::error::{GraphError, Result};
 use crate::graph::{Graph, Value};
 use crate::held::Held;
@@ -23,13 +23,13 @@ pub struct Executor {
     weights: Vec<Option<BoundWeight>>,
     plan: Plan,
     runner: Option<Mutex<Runner>>,
-    /// What runs calls of one token past MLX.
-    gpu: Option<Gpu>,
+    /// What runs calls of one token, of one sequence or each of a few, past MLX.
+    pub(crate) gpu: Option<Gpu>,
     /// Whether products of many rows on MLX may take another way than the graph's.
     unpacks: bool,
     /// For each node, the values that nobody reads after it.
     last_reads: Vec<Vec<Value>>,
-    runs: AtomicU64,
+    pub(crate) runs: AtomicU64,
 }
 
 /// Hands out tensors as arrays.
@@ -71,8 +71,8 @@ impl Executor {
         Self::with_plan(graph, plan, held, tensor, 1)
     }
 
-    /// As [`Self::on_mlx`]; calls of one token run past MLX on an NVIDIA GPU, if all nodes are fused and have kernels there.
-    /// Else it says why not.
+    /// As [`Self::on_mlx`]; calls of one token, of one sequence or each of a few, run past MLX on an NVIDIA GPU, if all nodes
+    /// are fused and have kernels there. Else it says why not.
     pub(crate) fn on_cuda(
         graph: Arc<Graph>,
         held: &Held,
@@ -172,72 +172,6 @@ impl Executor {
         &self.weights
     }
 
-    /// The GPU that calls of one token run on past MLX, if they do.
-    pub fn cuda_device(&self) -> Option<&zmlx_cuda::DeviceInfo> {
-        self.gpu.as_ref().map(|gpu| gpu.decoder.device().info())
-    }
-
-    /// Goes on from `token` with the likeliest tokens, `count` at most, without logits leaving the GPU: each is told to
-    /// `tell` while the next is under way, and `tell` says whether to go on. `None` if calls of one token run on MLX or the
-    /// engine.
-    ///
-    /// # Errors
-    /// Those of `tell`; [`GraphError::Cuda`]. The state is of no use after one.
-    pub fn decode<E: From<GraphError>>(
-        &self,
-        token: u32,
-        state: &mut State,
-        count: usize,
-        tell: impl FnMut(u32) -> std::result::Result<bool, E>,
-    ) -> std::result::Result<Option<Decoded>, E> {
-        let Some(gpu) = self.gpu.as_ref().filter(|_| state.batch.is_none_or(|batch| batch == 1)) else {
-            return Ok(None);
-        };
-        self.check_state(state)?;
-        state.batch = Some(1);
-        let decoded = gpu.decode(token, state, count, tell)?;
-        self.runs.fetch_add(decoded.fed as u64, Ordering::Relaxed);
-        Ok(Some(decoded))
-    }
-
-    /// The launches that `token` takes on a GPU past MLX, one after another and each timed; none if calls of one token run
-    /// on MLX or the engine. The state has seen the token after it.
-    ///
-    /// # Errors
-    /// [`GraphError::Cuda`].
-    pub fn launch_times(&self, token: u32, state: &mut State) -> Result<Vec<LaunchTime>> {
-        self.check_state(state)?;
-        match &self.gpu {
-            Some(gpu) => Ok(gpu.timed_step(token, state)?.1),
-            None => Ok(Vec::new()),
-        }
-    }
-
-    /// When the launches that `token` takes on a GPU past MLX began, waited and ended, in the step as it always runs; none
-    /// if calls of one token run on MLX or the engine. The state has seen the token after it.
-    ///
-    /// # Errors
-    /// [`GraphError::Cuda`].
-    pub fn launch_moments(&self, token: u32, state: &mut State) -> Result<Vec<LaunchMoments>> {
-        self.check_state(state)?;
-        match &self.gpu {
-            Some(gpu) => gpu.noted_step(token, state),
-            None => Ok(Vec::new()),
-        }
-    }
-
-    /// Brings a state that a GPU's decoder holds back to arrays, as a call of several tokens would.
-    ///
-    /// # Errors
-    /// [`GraphError::Cuda`], [`GraphError::WrongState`] for a state of another executor.
-    pub fn settle(&self, state: &mut State) -> Result<()> {
-        match &self.gpu {
-            Some(gpu) => gpu.settle(state),
-            None if state.device.is_some() => Err(GraphError::WrongState),
-            None => Ok(()),
-        }
-    }
-
     /// Threads of the engine; 0 if it is not used.
     pub fn threads(&self) -> usize {
         self.runner
@@ -331,6 +265,12 @@ impl Executor {
         if fits { Ok(()) } else { Err(GraphError::WrongState) }
     }
 
+    /// Whether the state is of so many sequences, as it is from its first call on.
+    pub(crate) fn check_batch(&self, batch: i32, state: &mut State) -> Result<()> {
+        let expected = *state.batch.get_or_insert(batch);
+        if expected == batch { Ok(()) } else { Err(GraphError::WrongBatch { expected, found: batch }) }
+    }
+
     /// Runs the steps; `watch` is told about each.
     pub(crate) fn walk(
         &self,
@@ -346,13 +286,10 @@ impl Executor {
         if batch < 1 || length < 1 {
             return Err(GraphError::Empty { batch, length });
         }
-        let expected = *state.batch.get_or_insert(batch);
-        if expected != batch {
-            return Err(GraphError::WrongBatch { expected, found: batch });
-        }
-        if let Some(gpu) = self.gpu.as_ref().filter(|_| batch == 1 && length == 1) {
+        self.check_batch(batch, state)?;
+        if let Some(gpu) = self.gpu.as_ref().filter(|gpu| length == 1 && gpu.decoder.takes(batch as usize)) {
             let ids = tokens.to_vec::<u32>().map_err(at(input))?;
-            let logits = watch_device(gpu, ids[0], state, watch)?;
+            let logits = watch_device(gpu, &ids, state, watch)?;
             self.runs.fetch_add(1, Ordering::Relaxed);
             return Ok((wanted != Wanted::None).then_some(logits));
         }
@@ -474,25 +411,25 @@ type Values = Vec<Vec<Option<Array>>>;
 pub(crate) enum Done<'a> {
     /// A node on MLX: its outputs, and its state slot if it has one.
     Node { index: usize, outputs: &'a mut Vec<Array>, slot: Option<&'a SlotValue> },
-    /// One token past MLX.
-    Token { gpu: &'a Gpu, token: u32, state: &'a mut State, logits: &'a mut Option<Array> },
+    /// One token of each sequence past MLX.
+    Tokens { gpu: &'a Gpu, tokens: &'a [u32], state: &'a mut State, logits: &'a mut Option<Array> },
     /// A region on the engine: its values that are read outside.
     Region { region: &'a Region, runner: &'a mut Runner, outputs: &'a mut Vec<(Value, Array)> },
 }
 
-/// One token on a GPU past MLX. Who watches may run it in another way.
+/// One token of each sequence on a GPU past MLX. Who watches may run it in another way.
 fn watch_device(
     gpu: &Gpu,
-    token: u32,
+    tokens: &[u32],
     state: &mut State,
     watch: &mut dyn FnMut(Done<'_>) -> zmlx_mlx::Result<()>,
 ) -> Result<Array> {
     let mut logits = None;
-    let told = watch(Done::Token { gpu, token, state, logits: &mut logits });
+    let told = watch(Done::Tokens { gpu, tokens, state, logits: &mut logits });
     told.map_err(|source| GraphError::Cuda(source.to_string()))?;
     match logits {
         Some(logits) => Ok(logits),
-        None => gpu.step(token, state),
+        None => gpu.step(tokens, state),
     }
 }
 

@@ -73,9 +73,9 @@ impl Executor {
                     seconds[next] = start.elapsed().as_secs_f64();
                     next += 1;
                 }
-                Done::Token { gpu, token, state, logits } => {
+                Done::Tokens { gpu, tokens, state, logits } => {
                     // Launch by launch, each timed by the GPU itself.
-                    let timed = gpu.timed_step(token, state).map_err(zmlx_mlx::Error::custom)?;
+                    let timed = gpu.timed_step(tokens, state).map_err(zmlx_mlx::Error::custom)?;
                     for launch in &timed.1 {
                         seconds[launch.node] += launch.seconds;
                     }

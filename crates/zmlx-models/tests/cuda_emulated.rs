@@ -1,4 +1,5 @@
-//! The launches of a token, run in the emulator: tokens and logits are those that mlx-lm gave on a CPU.
+//! The launches of a token, run in the emulator: tokens and logits are those that mlx-lm gave on a CPU. And of a token of
+//! each of a few sequences: those of each sequence alone.
 
 mod emulated;
 mod golden_folder;
@@ -9,6 +10,7 @@ use emulated::Emulated;
 use golden_folder::LOGITS;
 use serde::Deserialize;
 use zmlx_cuda::plan::{Memory, Plan, WeightAddress};
+use zmlx_graph::cuda::Extent;
 
 #[derive(Deserialize)]
 struct Embedded {
@@ -30,14 +32,14 @@ fn the_embedded_model_decodes_as_on_a_cpu() {
     let golden: Embedded = serde_json::from_str(&text).unwrap();
     // The prompt of one token begins with nothing in any cache.
     let case = golden.cases.iter().find(|c| c.prompt_ids.len() == 1).unwrap();
-    let mut sequence = Emulated::new(&fused, model.vocab_size(), 256).unwrap();
-    sequence.feed(case.prompt_ids[0]);
-    let mut tokens = vec![sequence.step()];
+    let mut sequence = Emulated::new(&fused, model.vocab_size(), Extent::new(256)).unwrap();
+    sequence.feed(&case.prompt_ids[..1]);
+    let mut tokens = sequence.step();
     let logits = sequence.logits();
     for &(id, want) in &case.top5_first {
         assert!((logits[id] - want).abs() < 1e-4, "{id}: {} and not {want}", logits[id]);
     }
-    tokens.extend((1..3).map(|_| sequence.step()));
+    tokens.extend((1..3).flat_map(|_| sequence.step()));
     assert_eq!(tokens, case.tokens[..3]);
 }
 
@@ -82,12 +84,13 @@ impl Memory for Recorded {
 /// requests in the same order, on constants that do not change, and on kernels that are compiled already.
 #[test]
 fn more_positions_ask_for_the_same_memory_but_longer_caches() {
-    for folder in ["gpt_oss-q4", "qwen3_5_moe-q4"] {
+    for (folder, sequences) in [("gpt_oss-q4", 1), ("qwen3_5_moe-q4", 1), ("qwen3_5_moe-q4", 3)] {
         let dir = golden_folder::committed().join(folder);
         let (_, fused) = emulated::load(&dir).unwrap();
         let plans = [1024, 1024, 5120].map(|capacity| {
             let mut memory = Recorded::default();
-            let plan = zmlx_graph::cuda::plan(&fused, capacity, &mut memory).unwrap();
+            let extent = Extent { sequences, ..Extent::new(capacity) };
+            let plan = zmlx_graph::cuda::plan(&fused, extent, &mut memory).unwrap();
             (plan, memory)
         });
         let [(first, short), (again, same), (longer, long)] = &plans;
@@ -175,13 +178,13 @@ fn decodes(folder: &str, prompt: usize, count: usize) -> Result<(), String> {
     let case = cases.iter().find(|c| c.prompt.len() == prompt).ok_or("no such prompt")?;
     let (model, fused) = emulated::load(&dir)?;
     let vocabulary = model.vocab_size();
-    let mut sequence = Emulated::new(&fused, vocabulary, 64)?;
+    let mut sequence = Emulated::new(&fused, vocabulary, Extent::new(64))?;
     let mut off = 0.0f32;
     for step in 0..prompt + count - 1 {
         if let Some(&token) = case.prompt.get(step) {
-            sequence.feed(token);
+            sequence.feed(&[token]);
         }
-        let token = sequence.step();
+        let token = sequence.step()[0];
         let Some(done) = (step + 1).checked_sub(prompt) else { continue };
         // Logits are there for the first tokens, each token for all.
         let row = case.logits.get(done * vocabulary..(done + 1) * vocabulary).unwrap_or_default();
@@ -202,4 +205,73 @@ fn decodes(folder: &str, prompt: usize, count: usize) -> Result<(), String> {
     }
     println!("{folder}: logits {off:.1e} off");
     Ok(())
+}
+
+/// Sequences that are decoded together, beside each alone: they begin with different tokens, and each goes on with its own.
+/// `more`: launches that a step takes more than that of one.
+fn together(dir: &Path, extent: Extent, steps: usize, more: usize) -> Result<(), String> {
+    let sequences = extent.sequences;
+    let (model, fused) = emulated::load(dir)?;
+    let vocabulary = model.vocab_size();
+    let first: Vec<u32> = (0..sequences as u32).map(|i| (7 + 31 * i) % vocabulary as u32).collect();
+    let mut batch = Emulated::new(&fused, vocabulary, extent)?;
+    let mut alone = Vec::new();
+    for token in &first {
+        let mut one = Emulated::new(&fused, vocabulary, Extent::new(extent.capacity))?;
+        one.feed(&[*token]);
+        alone.push(one);
+    }
+    batch.feed(&first);
+    assert_eq!(batch.launches() - alone[0].launches(), more);
+    let mut off = 0.0f32;
+    for step in 0..steps {
+        let tokens = batch.step();
+        let logits = batch.logits();
+        for (i, one) in alone.iter_mut().enumerate() {
+            let token = one.step()[0];
+            let row = &logits[i * vocabulary..][..vocabulary];
+            for (at, (found, want)) in row.iter().zip(one.logits()).enumerate() {
+                let apart = (found - want).abs();
+                if apart.is_nan() || apart > LOGITS {
+                    return Err(format!("step {step}, sequence {i}: logit {at} is {found} and not {want}"));
+                }
+                off = off.max(apart);
+            }
+            if tokens[i] != token {
+                return Err(format!("step {step}, sequence {i}: token {} and not {token}", tokens[i]));
+            }
+        }
+    }
+    println!("{}: logits {off:.1e} off", dir.display());
+    Ok(())
+}
+
+/// One test for each kind of cache and state.
+macro_rules! batches {
+    ($($test:ident: $folder:literal, $sequences:literal sequences, $steps:literal steps, $more:literal more;)*) => {
+        $(#[test]
+        fn $test() {
+            let extent = Extent { sequences: $sequences, ..Extent::new(64) };
+            if let Err(failure) = together(&golden_folder::committed().join($folder), extent, $steps, $more) {
+                panic!("{}: {failure}", $folder);
+            }
+        })*
+    };
+}
+
+// Of three the next tokens are a launch of their own; queries and latents are two.
+batches! {
+    three_of_lfm2: "lfm2-q4", 3 sequences, 3 steps, 1 more;
+    three_of_qwen3_moe: "qwen3_moe-q4", 3 sequences, 2 steps, 1 more;
+    three_of_gpt_oss: "gpt_oss-q4", 3 sequences, 2 steps, 1 more;
+    three_of_qwen3_5_moe: "qwen3_5_moe-q4", 3 sequences, 3 steps, 1 more;
+    three_of_glm4_moe_lite: "glm4_moe_lite-q4", 3 sequences, 3 steps, 4 more;
+    four_of_mixtral: "mixtral-q4", 4 sequences, 2 steps, 0 more;
+}
+
+/// Rows of x that shared memory does not hold all at once: products are launches of some of them each.
+#[test]
+fn three_of_lfm2_in_little_shared_memory() {
+    let extent = Extent { sequences: 3, shared_memory: 4 << 10, ..Extent::new(64) };
+    together(&golden_folder::committed().join("lfm2-q4"), extent, 2, 15).unwrap();
 }

@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 use zmlx_cuda::kernels::Source;
 use zmlx_cuda::module::compile_all;
 use zmlx_cuda::nvrtc::Nvrtc;
-use zmlx_graph::cuda::{outline, outline_within};
+use zmlx_graph::cuda::{Extent, outline, outline_within};
 use zmlx_graph::pattern::{Backend, Choice, rewrite};
 use zmlx_graph::{Fidelity, Graph, patterns};
 use zmlx_mlx::Dtype;
@@ -149,14 +149,14 @@ fn gpt_oss_20b_takes_six_launches_a_layer() {
     assert!((1_890_000_000..1_950_000_000).contains(&bytes), "{bytes}");
 }
 
-/// With NVRTC, if it is there (its wheel is fetched by the tests of `zmlx-emulator`); without a GPU.
 /// A GPU of the desk gives a block 99 KiB of shared memory: less is on its way there.
 #[test]
 fn plans_fit_where_blocks_have_less_shared_memory() {
     for name in ["lfm2_8b", "qwen3_30b", "glm4_7_flash", "qwen3_5_35b"] {
         let graph = published(name, 4);
-        let most = |bytes: usize| {
-            let plan = outline_within(&graph, Dtype::Bfloat16, 1024, bytes).unwrap();
+        let most = |shared_memory: usize| {
+            let extent = Extent { shared_memory, ..Extent::new(1024) };
+            let plan = outline_within(&graph, Dtype::Bfloat16, extent).unwrap();
             plan.steps.iter().map(|s| s.launch.shared).max().unwrap()
         };
         assert!(most(99 << 10) <= 99 << 10, "{name}: {}", most(99 << 10));
@@ -164,8 +164,50 @@ fn plans_fit_where_blocks_have_less_shared_memory() {
     }
 }
 
+/// What several sequences take more: products of their rows are the same launches, as long as shared memory holds the rows.
+#[test]
+fn several_sequences_take_few_launches_more() {
+    for (name, sequences, more) in [
+        ("lfm2_8b", 4, 0),
+        // The next tokens are a launch of their own.
+        ("lfm2_8b", 3, 1),
+        // Rows of the two dense layers are too wide.
+        ("lfm2_8b", 8, 2),
+        ("qwen3_30b", 8, 0),
+        ("gpt_oss_20b", 8, 0),
+        // Queries and latents of each layer are two.
+        ("glm4_7_flash", 4, 47),
+        // Input products of each delta net are four.
+        ("qwen3_5_35b", 4, 2 * 30),
+    ] {
+        let graph = published(name, 4);
+        let launches = |sequences: usize| {
+            let extent = Extent { sequences, ..Extent::new(1024) };
+            outline_within(&graph, Dtype::Bfloat16, extent).unwrap().steps.len()
+        };
+        assert_eq!(launches(sequences) - launches(1), more, "{sequences} of {name}");
+    }
+    let nine = outline_within(
+        &published("qwen3_30b", 4),
+        Dtype::Bfloat16,
+        Extent { sequences: 9, ..Extent::new(1024) },
+    );
+    let error = nine.unwrap_err();
+    assert!(error.contains("it must be 1 to 8"), "{error}");
+}
+
+/// With NVRTC, if it is there (its wheel is fetched by the tests of `zmlx-emulator`); without a GPU.
 #[test]
 fn the_kernels_of_published_shapes_compile_for_hopper() {
+    compiles(1);
+}
+
+#[test]
+fn those_of_four_sequences_compile_too() {
+    compiles(4);
+}
+
+fn compiles(sequences: usize) {
     let cache = zmlx_mlx::locate::cache_dir().unwrap();
     let nvrtc = match Nvrtc::find(Some(&cache)) {
         Ok(nvrtc) => nvrtc,
@@ -175,8 +217,9 @@ fn the_kernels_of_published_shapes_compile_for_hopper() {
         }
         Err(error) => panic!("{error}"),
     };
+    let extent = Extent { sequences, ..Extent::new(1024) };
     let plans = ["lfm2_8b", "qwen3_30b", "glm4_7_flash", "gpt_oss_20b", "qwen3_5_35b"]
-        .map(|name| outline(&published(name, 4), Dtype::Bfloat16, 1024).unwrap());
+        .map(|name| outline_within(&published(name, 4), Dtype::Bfloat16, extent).unwrap());
     let sources: HashSet<&Source> = plans.iter().flat_map(|p| &p.steps).map(|s| &s.source).collect();
     let sources: Vec<&Source> = sources.into_iter().collect();
     assert!((30..80).contains(&sources.len()), "{} texts", sources.len());

@@ -38,7 +38,7 @@ pub struct NextOperands {
 impl Next {
     pub(super) fn check(&self, kernel: &'static str, tokens: usize) -> Result<(), KernelError> {
         size(kernel, "steps of the ring", self.ring, (1..=1 << 20).contains(&self.ring), "1 to 2^20")?;
-        size(kernel, "rows", tokens, tokens.is_power_of_two() && tokens <= 8, "1, 2, 4 or 8")
+        size(kernel, "rows", tokens, (1..=8).contains(&tokens), "1 to 8")
     }
 
     pub(super) fn operands(to: &mut Operands, o: &NextOperands) -> &'static str {

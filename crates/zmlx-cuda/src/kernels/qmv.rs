@@ -35,7 +35,7 @@ pub struct Qmv {
     pub gate: bool,
     /// Whether there is a residual.
     pub residual: bool,
-    /// Whether the largest element of each row is the next token (a head).
+    /// Whether the largest element of each row is the next token (a head), where [`Self::chooses`] so many.
     pub next: Option<Next>,
     /// How it is cut.
     pub plan: Plan,
@@ -64,6 +64,20 @@ pub struct QmvOperands {
     pub out: u64,
     /// What follows a decoded token.
     pub next: Option<NextOperands>,
+}
+
+impl QmvOperands {
+    /// For rows from number `first` on of all that these are for.
+    pub fn from_row(self, kernel: &Qmv, first: usize) -> Self {
+        let after = |floats: usize| (first * floats * size_of::<f32>()) as u64;
+        Self {
+            x: self.x + after(kernel.columns),
+            gate: self.gate.map(|at| at + after(1)),
+            residual: self.residual.map(|at| at + after(kernel.rows)),
+            out: self.out + after(kernel.rows),
+            ..self
+        }
+    }
 }
 
 impl Planned for Qmv {
@@ -107,6 +121,16 @@ impl Qmv {
         Self { activation: Some(activation), plan, ..self }
     }
 
+    /// Whether it can have [`Self::next`] with so many rows of x: a thread keeps the largest element of one row.
+    pub fn chooses(tokens: usize) -> bool {
+        tokens.is_power_of_two() && tokens <= 8
+    }
+
+    /// Whether so many bytes of shared memory have room for the rows of x and a step of weights.
+    pub fn fits(&self, shared_memory: usize) -> bool {
+        Plan { depth: 1, ..self.plan }.shared(self.work(), NAME).is_ok_and(|b| b as usize <= shared_memory)
+    }
+
     /// Whether there is a second and a third matrix.
     fn further(&self) -> [bool; 2] {
         [self.activation.is_some() || self.stacked[0] > 0, self.stacked[1] > 0]
@@ -132,7 +156,10 @@ impl Qmv {
         let second = usize::from(self.bias[1]);
         size(NAME, "biases of a second matrix", second, second == 0 || self.activation.is_some(), "0")?;
         check_norm(NAME, self.norm)?;
-        self.next.map_or(Ok(()), |next| next.check(NAME, self.tokens))?;
+        if let Some(next) = self.next {
+            next.check(NAME, self.tokens)?;
+            size(NAME, "rows of a head", self.tokens, Self::chooses(self.tokens), "1, 2, 4 or 8")?;
+        }
         self.plan.check(NAME, self.activation.is_some())
     }
 

@@ -2,7 +2,7 @@
 
 use zmlx_engine::stages::{self, Columns};
 
-use super::{TOKENS, Translator, made};
+use super::{Translator, made};
 use crate::error::{CudaError, Result};
 use crate::kernels::{ConvSilu, ConvSiluOperands, Delta, DeltaOperands, Norm};
 use crate::plan::SlotAddress;
@@ -28,8 +28,8 @@ impl Translator<'_> {
             channels: stage.channels,
             taps: stage.taps,
             x_width: stage.x.width,
-            sequences: 1,
-            length: TOKENS,
+            sequences: self.sequences(),
+            length: 1,
             bias: operands.bias.is_some(),
         };
         self.push("convolution + silu", made(kernel.source(), kernel.launch(&operands))?);
@@ -69,8 +69,8 @@ impl Translator<'_> {
             units: stage.units.map(|unit| [unit.scale, unit.eps]),
             widths: parts.map(|(columns, _)| columns.width),
             norm: Norm { eps: stage.norm.eps, weight: weight.is_some() },
-            sequences: 1,
-            length: TOKENS,
+            sequences: self.sequences(),
+            length: 1,
         };
         let launches = kernel.launches(&operands)?;
         for (name, made) in

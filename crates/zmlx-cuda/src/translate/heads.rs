@@ -5,7 +5,7 @@ use std::sync::Arc;
 use zmlx_engine::program::Buffer;
 use zmlx_engine::stages::{self, Finish as StageFinish, Rope};
 
-use super::{TOKENS, Translator, made};
+use super::{Translator, made};
 use crate::error::{CudaError, Result};
 use crate::kernels::{
     Angles, Attend, AttendOperands, CacheOperands, Finish, Float, Growth, Heads, HeadsOperands, Qmv,
@@ -42,7 +42,7 @@ impl Translator<'_> {
             (self.matrix(&q.matrix)?, (self.matrix(&k.matrix)?, self.matrix(&v.matrix)?));
         super::products::alike("qkv + norm + rope + append", second.0 == format && third.0 == format)?;
         let (norm, norm_weight) = self.norm(stage.source.norm.as_ref())?;
-        let out = self.memory.room(TOKENS * all * size_of::<f32>())?;
+        let out = self.memory.room(self.sequences() * all * size_of::<f32>())?;
         let bias = self.joined_bias([(&q.bias, rows[0]), (&k.bias, rows[1]), (&v.bias, rows[2])])?;
         let operands = QmvOperands {
             x: self.buffer(stage.source.buffer)?,
@@ -56,13 +56,13 @@ impl Translator<'_> {
             next: None,
             out,
         };
-        let kernel = Qmv {
+        let kernel = |tokens| Qmv {
             stacked: [rows[1], rows[2]],
             norm,
             bias: [bias.is_some(), false],
-            ..Qmv::new(all, q.matrix.columns(), format, TOKENS)
+            ..Qmv::new(all, q.matrix.columns(), format, tokens)
         };
-        self.push("qkv", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
+        self.rows_product("qkv", kernel, operands)?;
         let gated = stage.gate.is_some();
         let query_rows = rows[0] / if gated { 2 } else { 1 };
         let heads = RawHeads {
@@ -106,7 +106,7 @@ impl Translator<'_> {
         }
         let (cache, kind) = self.cache(raw.slot)?;
         let queries = self.buffer(raw.queries)?;
-        let kernel = Heads { raw: raw.heads, sequences: 1, length: TOKENS, cache: float(kind) };
+        let kernel = Heads { raw: raw.heads, sequences: self.sequences(), length: 1, cache: float(kind) };
         let launch = kernel.launch(&raw.operands, &cache, queries);
         self.push("norm + rope + append", made(kernel.source(), launch)?);
         Ok(())
@@ -144,7 +144,7 @@ impl Translator<'_> {
             fresh,
             window: stage.window,
             sinks: sinks.is_some(),
-            ..Attend::new(heads, [1, TOKENS], float(kind), stage.scale)
+            ..Attend::new(heads, [self.sequences(), 1], float(kind), stage.scale)
         };
         let [scratch, arrived] = self.shared_room([kernel.scratch(), kernel.arrived()])?;
         let out = self.buffer(stage.out)?;

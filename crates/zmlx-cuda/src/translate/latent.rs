@@ -5,7 +5,7 @@ use zmlx_engine::program::{Buffer, Stage};
 use zmlx_engine::stages;
 
 use super::heads::float;
-use super::{TOKENS, Translator, is_passed_over, made, stage_as};
+use super::{Translator, is_passed_over, made, stage_as};
 use crate::error::{CudaError, Result};
 use crate::kernels::{
     Angles, HeadProducts, HeadProductsOperands, HeadRows, LatentAttend, LatentOperands, Norm, Qmv,
@@ -123,9 +123,9 @@ impl<'a> Translator<'a> {
     }
 
     /// If products of queries and of latents begin here that read the same rows: one launch for both, and what follows up to
-    /// the latents.
+    /// the latents. Of one sequence: rows of several would lie apart, each with the other product's behind it.
     pub(super) fn latent_group(&mut self) -> Result<bool> {
-        let Some(group) = self.group() else { return Ok(false) };
+        let Some(group) = self.group().filter(|_| self.sequences() == 1) else { return Ok(false) };
         let Group { queries, latents, .. } = group;
         let rows = [queries.matrix.rows(), latents.matrix.rows()];
         let (format, weights) = self.matrix(&queries.matrix)?;
@@ -147,7 +147,7 @@ impl<'a> Translator<'a> {
             stacked: [rows[1], 0],
             norm,
             bias: [bias.is_some(), false],
-            ..Qmv::new(rows[0] + rows[1], queries.matrix.columns(), format, TOKENS)
+            ..Qmv::new(rows[0] + rows[1], queries.matrix.columns(), format, 1)
         };
         self.push("queries + latents", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
         if let Some((at, linear)) = group.decompressed {
@@ -161,16 +161,16 @@ impl<'a> Translator<'a> {
         Ok(true)
     }
 
-    /// Room for two buffers, the second behind the first; theirs if they have it.
+    /// Room for a row each of two buffers, the second behind the first; theirs if they have it.
     fn neighbours(&mut self, buffers: [Buffer; 2], widths: [usize; 2]) -> Result<u64> {
-        let behind = (TOKENS * widths[0] * size_of::<f32>()) as u64;
+        let behind = (widths[0] * size_of::<f32>()) as u64;
         let known = buffers.map(|b| self.buffers.get(&b).copied());
         if let [Some(first), Some(second)] = known
             && second == first + behind
         {
             return Ok(first);
         }
-        let first = self.memory.room(TOKENS * (widths[0] + widths[1]) * size_of::<f32>())?;
+        let first = self.memory.room((widths[0] + widths[1]) * size_of::<f32>())?;
         self.buffers.insert(buffers[0], first);
         self.buffers.insert(buffers[1], first + behind);
         Ok(first)
@@ -246,7 +246,7 @@ impl<'a> Translator<'a> {
             cache: float(kind),
             scale: stage.scale,
             turned_strides: [stage.heads * width, width],
-            ..LatentAttend::new(stage.heads, [latent, rope], [1, TOKENS])
+            ..LatentAttend::new(stage.heads, [latent, rope], [self.sequences(), 1])
         };
         let parts = self.shared_room([kernel.parts(), kernel.stats()])?;
         let operands = LatentOperands {
@@ -271,7 +271,7 @@ impl<'a> Translator<'a> {
             return refused("products of heads with a norm, or of another number of heads");
         }
         let (format, weights) = self.matrix(&stage.matrix)?;
-        let mut kernel = HeadProducts::new(heads, shape, format, TOKENS);
+        let mut kernel = HeadProducts::new(heads, shape, format, self.sequences());
         let mixed = self.latent.mixed.take().filter(|mixed| mixed.buffer == buffer);
         let split = self.latent.split.filter(|split| split.stage.out == buffer);
         let (x, stats) = match (mixed, split) {

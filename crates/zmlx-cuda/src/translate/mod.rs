@@ -1,6 +1,9 @@
 //! From stages of the engine to launches. What a stage means is said where the stage is; here is which kernel does it.
 //!
-//! A program of the CPU's engine has stages that a single token does not need (packing rows for all threads, grouping
+//! A call is a token of each of a few sequences, all at the same position. Activations are rows, one a sequence, and
+//! kernels take all of them: products as rows that share weights, what has a cache or a state as so many sequences.
+//!
+//! A program of the CPU's engine has stages that so few tokens do not need (packing rows for all threads, grouping
 //! tokens by expert): they are passed over. Where a kernel does what several stages do, they are taken together: a router's
 //! product and choice, attention and the putting together of its parts.
 
@@ -21,10 +24,7 @@ use crate::error::{CudaError, Result};
 use crate::kernels::{Float, Format, KernelError, Launch, Norm, Planned, Source, Weights};
 use crate::plan::{Memory, Plan, Request, SlotAddress, Step};
 
-/// Tokens of a call.
-const TOKENS: usize = 1;
-
-/// The launches of a token.
+/// The launches of a step: a token of each sequence.
 ///
 /// # Errors
 /// [`CudaError::Untranslated`] for a stage without a kernel, [`CudaError::Kernel`] for one whose sizes its kernel does not
@@ -129,6 +129,11 @@ impl<'a> Translator<'a> {
         })
     }
 
+    /// Rows of activations: the sequences, a token of each.
+    fn sequences(&self) -> usize {
+        self.request.sequences
+    }
+
     /// The stage after number `at` that a token does not pass over.
     fn next_after(&self, at: usize) -> Option<usize> {
         let stages = self.request.program.stages();
@@ -178,10 +183,13 @@ impl<'a> Translator<'a> {
     ) -> Result<(Source, Launch)> {
         loop {
             let (source, launch) = make(&kernel);
-            let (source, launch) = made(source, launch)?;
+            let fits = match &launch {
+                Ok(launch) => launch.shared as usize <= self.request.shared_memory,
+                Err(error) => !matches!(error, KernelError::Shared { .. }),
+            };
             let depth = &mut kernel.plan_mut().depth;
-            if launch.shared as usize <= self.request.shared_memory || *depth <= 1 {
-                return Ok((source, launch));
+            if fits || *depth <= 1 {
+                return made(source, launch);
             }
             *depth -= 1;
         }
@@ -200,7 +208,7 @@ impl<'a> Translator<'a> {
         }
         let width = self.request.program.widths().get(buffer.0).copied();
         let width = width.ok_or_else(|| CudaError::Argument(format!("there is no buffer {}", buffer.0)))?;
-        let address = self.memory.room(TOKENS * width * size_of::<f32>())?;
+        let address = self.memory.room(self.sequences() * width * size_of::<f32>())?;
         self.buffers.insert(buffer, address);
         Ok(address)
     }
@@ -268,7 +276,7 @@ fn made(
     Ok((source?, launch?))
 }
 
-/// Stages that a single token passes over.
+/// Stages that few tokens pass over.
 fn is_passed_over(stage: &dyn Stage) -> bool {
     stage_as::<stages::Pack>(stage).is_some()
         || stage_as::<stages::Group>(stage).is_some()

@@ -2,7 +2,7 @@
 
 use zmlx_engine::stages;
 
-use super::{TOKENS, Translator, made};
+use super::{Translator, made};
 use crate::error::{CudaError, Result};
 use crate::kernels::{
     Argmax, Embed, Groups, Next, NextOperands, Plain, PlainOp, PlainOperands, Qmv, QmvOperands, Route,
@@ -34,12 +34,12 @@ impl<'a> Translator<'a> {
             rows: stage.matrix.rows(),
             columns: stage.matrix.columns(),
             format,
-            tokens: TOKENS,
+            tokens: self.sequences(),
             scale: stage.scale,
             rounded: stage.rounded,
         };
         let out = self.buffer(stage.out)?;
-        let launch = kernel.launch(self.request.control.token, &matrix, out);
+        let launch = kernel.launch(self.request.control.tokens, &matrix, out);
         self.push("embedding", made(kernel.source(), launch)?);
         Ok(())
     }
@@ -65,7 +65,7 @@ impl<'a> Translator<'a> {
             norm,
             bias: operands.bias.is_some(),
             conv_bias: operands.conv_bias.is_some(),
-            ..ShortConv::new(channels, columns, format, [1, TOKENS], stage.taps)
+            ..ShortConv::new(channels, columns, format, [self.sequences(), 1], stage.taps)
         };
         self.push("short_conv", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
         Ok(())
@@ -79,7 +79,7 @@ impl<'a> Translator<'a> {
         let (norm, norm_weight) = self.norm(linear.source.norm.as_ref())?;
         if self.chosen_by_experts(route) {
             // Of its own: nobody else knows that it is read so late.
-            let [logits, _] = self.shared_room([TOKENS * linear.matrix.rows(), 1])?;
+            let [logits, _] = self.shared_room([self.sequences() * linear.matrix.rows(), 1])?;
             let operands = QmvOperands {
                 x: self.buffer(linear.source.buffer)?,
                 norm: norm_weight,
@@ -89,13 +89,13 @@ impl<'a> Translator<'a> {
                 ..QmvOperands::default()
             };
             let columns = linear.matrix.columns();
-            let kernel = Qmv {
+            let kernel = |tokens| Qmv {
                 norm,
                 bias: [operands.bias[0].is_some(), false],
-                plan: Router::new(select(route), columns, format, TOKENS).plan,
-                ..Qmv::new(linear.matrix.rows(), columns, format, TOKENS)
+                plan: Router::new(select(route), columns, format, tokens).plan,
+                ..Qmv::new(linear.matrix.rows(), columns, format, tokens)
             };
-            self.push("router", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
+            self.rows_product("router", kernel, operands)?;
             self.choice = Some((route, logits));
             return Ok(());
         }
@@ -112,7 +112,7 @@ impl<'a> Translator<'a> {
         let kernel = Router {
             norm,
             bias: operands.bias.is_some(),
-            ..Router::new(select(route), linear.matrix.columns(), format, TOKENS)
+            ..Router::new(select(route), linear.matrix.columns(), format, self.sequences())
         };
         self.push("router", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
         Ok(())
@@ -136,7 +136,7 @@ impl<'a> Translator<'a> {
     pub(super) fn route(&mut self, stage: &stages::Route) -> Result<()> {
         let operands = self.select_operands(stage)?;
         let logits = self.buffer(stage.logits)?;
-        let kernel = Route { select: select(stage), tokens: TOKENS };
+        let kernel = Route { select: select(stage), tokens: self.sequences() };
         self.push("router", made(kernel.source(), kernel.launch(logits, &operands))?);
         Ok(())
     }
@@ -191,7 +191,7 @@ impl<'a> Translator<'a> {
         width: usize,
         operands: &PlainOperands,
     ) -> Result<()> {
-        let kernel = Plain { op, rows: TOKENS, width };
+        let kernel = Plain { op, rows: self.sequences(), width };
         self.push(name, made(kernel.source(), kernel.launch(operands))?);
         Ok(())
     }
@@ -203,7 +203,7 @@ impl<'a> Translator<'a> {
         }
         let logits = self.buffer(self.request.logits)?;
         let (next, operands) = self.next_token();
-        let kernel = Argmax { width: self.request.vocabulary, tokens: TOKENS, next };
+        let kernel = Argmax { width: self.request.vocabulary, tokens: self.sequences(), next };
         self.at = self.request.program.stages().len().saturating_sub(1);
         self.push("argmax", made(kernel.source(), kernel.launch(logits, &operands))?);
         Ok(())
@@ -215,7 +215,7 @@ impl<'a> Translator<'a> {
         let operands = NextOperands {
             best: control.best,
             arrived: control.arrived,
-            tokens: control.token,
+            tokens: control.tokens,
             position: control.position,
             ring: control.ring,
             count: control.count,

@@ -2,8 +2,8 @@
 
 use zmlx_engine::stages::{self, Norm as StageNorm};
 
+use super::Translator;
 use super::plain::select;
-use super::{TOKENS, Translator};
 use crate::error::{CudaError, Result};
 use crate::kernels::{ExpertsDown, ExpertsDownOperands, ExpertsUp, ExpertsUpOperands, Qmv, QmvOperands};
 
@@ -22,8 +22,6 @@ impl<'a> Translator<'a> {
         if self.stacked(stage)? {
             return Ok(());
         }
-        // The head: what it makes decides on the next token.
-        let next = (stage.out == self.request.logits && self.next_at().is_none()).then(|| self.next_token());
         let (format, weights) = self.matrix(&stage.matrix)?;
         let (norm, norm_weight) = self.norm(stage.source.norm.as_ref())?;
         let operands = QmvOperands {
@@ -35,26 +33,60 @@ impl<'a> Translator<'a> {
             bias: [self.optional_constant(stage.bias.as_ref())?, None],
             gate: self.optional_buffer(stage.gate)?,
             residual: self.optional_buffer(stage.residual)?,
-            next: next.map(|(_, operands)| operands),
+            next: None,
             out: self.written(stage.out)?,
         };
-        let kernel = Qmv {
-            next: next.map(|(next, _)| next),
+        let kernel = |tokens| Qmv {
             norm,
             bias: [operands.bias[0].is_some(), false],
             gate: operands.gate.is_some(),
             residual: operands.residual.is_some(),
-            ..Qmv::new(stage.matrix.rows(), stage.matrix.columns(), format, TOKENS)
+            ..Qmv::new(stage.matrix.rows(), stage.matrix.columns(), format, tokens)
         };
-        let name = if next.is_some() { "head + argmax" } else { "linear" };
-        self.push(name, self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
-        self.chosen |= next.is_some();
+        let tokens = self.sequences();
+        let is_head = stage.out == self.request.logits && self.next_at().is_none();
+        if is_head && Qmv::chooses(tokens) && self.rows_at_once(kernel) == tokens {
+            // What it makes decides on the next tokens.
+            let (next, next_operands) = self.next_token();
+            let operands = QmvOperands { next: Some(next_operands), ..operands };
+            let kernel = Qmv { next: Some(next), ..kernel(tokens) };
+            self.push("head + argmax", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
+            self.chosen = true;
+            return Ok(());
+        }
+        self.rows_product("linear", kernel, operands)
+    }
+
+    /// Rows of x that a product takes in one launch: all, or as many as a block's shared memory holds.
+    fn rows_at_once(&self, kernel: impl Fn(usize) -> Qmv) -> usize {
+        let all = self.sequences();
+        let each = (1..=all).map(|launches| all.div_ceil(launches));
+        each.into_iter().find(|&rows| kernel(rows).fits(self.request.shared_memory)).unwrap_or(1)
+    }
+
+    /// Products of the rows of all sequences: a launch, or some of as many rows as fit. `kernel`: of so many rows.
+    pub(super) fn rows_product(
+        &mut self,
+        name: &'static str,
+        kernel: impl Fn(usize) -> Qmv,
+        operands: QmvOperands,
+    ) -> Result<()> {
+        let (all, each) = (self.sequences(), self.rows_at_once(&kernel));
+        for first in (0..all).step_by(each) {
+            let kernel = kernel(each.min(all - first));
+            let operands = operands.from_row(&kernel, first);
+            self.push(name, self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
+        }
         Ok(())
     }
 
     /// Products of the same rows that come one after another, three at most, as one launch: small ones, such as the gates of
-    /// a delta net, would keep few multiprocessors busy. Whether there are any.
+    /// a delta net, would keep few multiprocessors busy. Whether there are any. Of one sequence: rows of several would lie
+    /// apart, each with the other products' behind it.
     fn stacked(&mut self, first: &stages::Linear) -> Result<bool> {
+        if self.sequences() > 1 {
+            return Ok(false);
+        }
         let all = self.alike_linears(first)?;
         if all.len() < 2 {
             return Ok(false);
@@ -68,7 +100,7 @@ impl<'a> Translator<'a> {
         let biases = all.iter().map(|(_, l)| (&l.bias, l.matrix.rows()));
         let bias = self.joined_bias(biases)?;
         let x = self.buffer(first.source.buffer)?;
-        let out = self.memory.room(TOKENS * total * size_of::<f32>())?;
+        let out = self.memory.room(total * size_of::<f32>())?;
         let operands = QmvOperands {
             x,
             norm: norm_weight,
@@ -83,7 +115,7 @@ impl<'a> Translator<'a> {
             stacked: [rows[1], rows.get(2).copied().unwrap_or(0)],
             norm,
             bias: [bias.is_some(), false],
-            ..Qmv::new(total, first.matrix.columns(), format, TOKENS)
+            ..Qmv::new(total, first.matrix.columns(), format, 1)
         };
         self.push("linear", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
         // From here on their results are in that room, one after another: as wide as their buffers, which a token fills.
@@ -144,10 +176,11 @@ impl<'a> Translator<'a> {
             next: None,
             out: self.buffer(stage.out)?,
         };
-        let plain = Qmv::new(stage.gate.rows(), stage.gate.columns(), format, TOKENS);
-        let kernel = Qmv { norm, bias: operands.bias.map(|b| b.is_some()), ..plain.gated(stage.activation) };
-        self.push("gate + up + activation", self.product(kernel, |k| (k.source(), k.launch(&operands)))?);
-        Ok(())
+        let kernel = |tokens| {
+            let plain = Qmv::new(stage.gate.rows(), stage.gate.columns(), format, tokens);
+            Qmv { norm, bias: operands.bias.map(|b| b.is_some()), ..plain.gated(stage.activation) }
+        };
+        self.rows_product("gate + up + activation", kernel, operands)
     }
 
     pub(super) fn experts_up(&mut self, stage: &stages::ExpertsUp) -> Result<()> {
@@ -174,7 +207,7 @@ impl<'a> Translator<'a> {
             norm,
             bias: operands.bias.map(|b| b.is_some()),
             select: choice.map(|(route, _)| select(route)),
-            ..ExpertsUp::new(sizes, shape, format, TOKENS, stage.activation)
+            ..ExpertsUp::new(sizes, shape, format, self.sequences(), stage.activation)
         };
         self.push(
             "experts gate + up + activation",
@@ -200,7 +233,7 @@ impl<'a> Translator<'a> {
         let kernel = ExpertsDown {
             bias: operands.bias.is_some(),
             residuals: operands.residuals.len(),
-            ..ExpertsDown::new(sizes, shape, format, TOKENS)
+            ..ExpertsDown::new(sizes, shape, format, self.sequences())
         };
         self.push(
             "experts down + combine + residual",

@@ -1,9 +1,11 @@
 //! Decode on an NVIDIA GPU, past MLX: the fused nodes of a graph as one captured graph of kernels.
 //!
-//! Calls of several tokens (prefill) run on MLX. At the first call of one token the state moves to the GPU's own caches,
-//! where it stays while such calls go on; a later call of several tokens brings it back first. Both ways
-//! are copies within the GPU's memory, a few milliseconds for a long context.
+//! Calls of several tokens (prefill) run on MLX, and so do batches of more than [`MOST_SEQUENCES`] sequences or of more than
+//! some kernel takes. At the first call of one token of each sequence the state moves to the GPU's own caches, where it
+//! stays while such calls go on; a later call of several tokens brings it back first. Both ways are copies within the GPU's
+//! memory, a few milliseconds for a long context.
 
+mod decode;
 mod grouped;
 mod transfer;
 
@@ -32,6 +34,7 @@ pub use grouped::grouped_linear;
 pub(crate) use grouped::{combine_rows, sort_rows};
 pub(crate) use transfer::DeviceState;
 pub use zmlx_cuda::kernels::Tile;
+pub use zmlx_cuda::plan::MOST_SEQUENCES;
 pub use zmlx_cuda::{CudaError, DeviceInfo};
 
 /// Why a graph does not decode past MLX; the text says what to do where something can be done.
@@ -66,7 +69,7 @@ pub(crate) struct Gpu {
     pub(crate) shapes: HashMap<SlotId, Vec<i32>>,
     /// The dtype of MLX's activations.
     pub(crate) activation: Dtype,
-    /// Launches of a token.
+    /// Launches of a token of one sequence.
     pub(crate) launches: usize,
 }
 
@@ -158,54 +161,70 @@ pub fn compiler() -> Result<((i32, i32), PathBuf), CudaError> {
     Ok((nvrtc.version(), nvrtc.path().to_path_buf()))
 }
 
+/// What a plan is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Sequences that are decoded together.
+    pub sequences: usize,
+    /// Positions that caches have room for.
+    pub capacity: usize,
+    /// Bytes of shared memory that a block may have.
+    pub shared_memory: usize,
+}
+
+impl Extent {
+    /// One sequence on a GPU like an H100.
+    pub fn new(capacity: usize) -> Self {
+        Self { sequences: 1, capacity, shared_memory: kernels::SHARED_MOST }
+    }
+}
+
 /// The launches that a token of a rewritten graph takes on a GPU like an H100, without one: weights are nowhere, floats
 /// among them `activation`, and caches have room for `capacity` positions.
 ///
 /// # Errors
 /// Why the graph does not decode past MLX.
 pub fn outline(graph: &Graph, activation: Dtype, capacity: usize) -> Result<Plan, String> {
-    outline_within(graph, activation, capacity, kernels::SHARED_MOST)
+    outline_within(graph, activation, Extent::new(capacity))
 }
 
-/// The same on a GPU whose blocks have so many bytes of shared memory.
+/// The same of several sequences together, or on a GPU whose blocks have other shared memory.
 ///
 /// # Errors
 /// As [`outline`].
-pub fn outline_within(
-    graph: &Graph,
-    activation: Dtype,
-    capacity: usize,
-    shared_memory: usize,
-) -> Result<Plan, String> {
+pub fn outline_within(graph: &Graph, activation: Dtype, extent: Extent) -> Result<Plan, String> {
     let refused = |refusal: Refusal| refusal.to_string();
     let lowered = lower(graph, WeightSource::Declared(activation), &last_reads(graph)).map_err(refused)?;
-    planned(&lowered, activation, [capacity, shared_memory], &mut Imagined::default())
+    planned(&lowered, activation, extent, &mut Imagined::default())
 }
 
 /// The same of an executor on MLX with its weights, where `memory` says that they and all else are.
 ///
 /// # Errors
 /// As [`outline`].
-pub fn plan(executor: &Executor, capacity: usize, memory: &mut dyn Memory) -> Result<Plan, String> {
+pub fn plan(executor: &Executor, extent: Extent, memory: &mut dyn Memory) -> Result<Plan, String> {
     let graph = executor.graph();
     let lowered = lower(graph, WeightSource::Bound(executor.weights()), &last_reads(graph));
     let lowered = lowered.map_err(|refusal| refusal.to_string())?;
-    planned(&lowered, executor.activation(), [capacity, kernels::SHARED_MOST], memory)
+    planned(&lowered, executor.activation(), extent, memory)
 }
 
 fn planned(
     lowered: &Lowered,
     activation: Dtype,
-    [capacity, shared_memory]: [usize; 2],
+    extent: Extent,
     memory: &mut dyn Memory,
 ) -> Result<Plan, String> {
+    let Extent { sequences, capacity, shared_memory } = extent;
     let kind = cache_type(activation);
-    let slots = lowered.templates.iter().map(|slot| SlotAddress::in_room(memory, slot, kind, capacity));
+    let slot = |form| SlotAddress::in_room(memory, form, kind, [sequences, capacity]);
+    let slots = lowered.templates.iter().map(slot);
     let slots = slots.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
     let request = Request {
         program: &lowered.program,
+        sequences,
         slots: &slots,
-        control: Control::in_room(memory).map_err(|e| e.to_string())?,
+        control: Control::in_room(memory, sequences).map_err(|e| e.to_string())?,
         logits: lowered.logits,
         vocabulary: lowered.vocabulary,
         capacity,
@@ -218,8 +237,8 @@ fn planned(
 /// What a run of decode steps came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decoded {
-    /// Tokens that the state has seen more, the one it went on from included: as many as were told, or one more when the
-    /// caller ended it early.
+    /// Tokens of each sequence that the state has seen more, the one it went on from included: as many as were told, or one
+    /// more when the caller ended it early.
     pub fed: usize,
     /// Whether the last logits are numbers; NaN in a cache stays.
     pub finite: bool,

@@ -15,7 +15,7 @@ use super::{Decoded, Gpu, LaunchMoments, LaunchTime};
 use crate::error::{GraphError, Result};
 use crate::state::{KvCache, SlotId, SlotValue, State};
 
-/// A sequence on the GPU. Clones share it until one goes on, which takes a copy first.
+/// A sequence on the GPU, or a batch of them. Clones share it until one goes on, which takes a copy first.
 #[derive(Debug, Clone)]
 pub(crate) struct DeviceState(Arc<Sequence>);
 
@@ -39,7 +39,7 @@ fn dtype(cache: CacheType) -> Dtype {
 }
 
 impl Gpu {
-    /// The state's sequence, for this state alone: brought from MLX's arrays if it is not on the GPU.
+    /// The state's sequences, for this state alone: brought from MLX's arrays if they are not on the GPU.
     pub(crate) fn sequence<'s>(&self, state: &'s mut State) -> Result<&'s mut Sequence> {
         let held = match state.device.take() {
             Some(DeviceState(held)) if Arc::strong_count(&held) == 1 => held,
@@ -67,7 +67,9 @@ impl Gpu {
     /// A sequence that goes on where MLX's arrays end, which are given back.
     fn load(&self, state: &mut State) -> Result<Sequence> {
         let position = usize::try_from(state.position).unwrap_or(0);
-        let mut sequence = Sequence::new(&self.decoder, position + 1)?;
+        // What was not said before the first call is one.
+        let sequences = usize::try_from(state.batch.unwrap_or(1)).unwrap_or(0);
+        let mut sequence = Sequence::new(&self.decoder, sequences, position + 1)?;
         for (SlotId(id), &slot) in &self.slots {
             match state.slots.get(*id) {
                 Some(SlotValue::Kv(cache)) => {
@@ -109,8 +111,9 @@ impl Gpu {
             match state.slots.get_mut(*id) {
                 Some(SlotValue::Kv(cache)) => self.settle_cache(&sequence, slot, cache, position)?,
                 Some(SlotValue::Conv(array) | SlotValue::Delta(array)) => {
-                    let shape = self.shapes.get(&SlotId(*id)).ok_or(GraphError::WrongState)?;
-                    let rows = fresh(shape, Dtype::Float32)?;
+                    let mut shape = self.shapes.get(&SlotId(*id)).ok_or(GraphError::WrongState)?.clone();
+                    shape[0] = sequence.sequences() as i32;
+                    let rows = fresh(&shape, Dtype::Float32)?;
                     sequence.store_rows(slot, &self.external(&rows)?)?;
                     *array = Some(rows);
                 }
@@ -138,8 +141,9 @@ impl Gpu {
         let count = position - first;
         let half = |half: Half| -> Result<Array> {
             let part = sequence.cache_part(slot, half)?;
-            let width = part.row / kind.bytes();
-            let rows = fresh(&[1, part.heads as i32, count, width as i32], dtype(kind))?;
+            let (sequences, width) = (sequence.sequences(), part.row / kind.bytes());
+            let shape = [sequences, part.heads / sequences, count as usize, width].map(|n| n as i32);
+            let rows = fresh(&shape, dtype(kind))?;
             if count > 0 {
                 let target = self.external(&rows)?;
                 sequence.store_cache(slot, half, &target, first as usize, count as usize)?;
@@ -152,13 +156,19 @@ impl Gpu {
         Ok(())
     }
 
-    /// One token: `[1, 1]` ids to logits `[1, 1, vocabulary]`, float32.
-    pub(crate) fn step(&self, token: u32, state: &mut State) -> Result<Array> {
+    /// An array for the logits of a step, `[sequences, 1, vocabulary]`.
+    fn logits(&self, sequence: &Sequence) -> Result<Array> {
+        let shape = [sequence.sequences(), 1, self.decoder.vocabulary()].map(|n| n as i32);
+        fresh(&shape, Dtype::Float32)
+    }
+
+    /// A token of each sequence to logits `[sequences, 1, vocabulary]`, float32.
+    pub(crate) fn step(&self, tokens: &[u32], state: &mut State) -> Result<Array> {
         let position = usize::try_from(state.position).unwrap_or(0);
         let sequence = self.sequence(state)?;
-        sequence.set(token, position)?;
+        sequence.set(tokens, position)?;
         sequence.submit()?;
-        let logits = fresh(&[1, 1, self.decoder.vocabulary() as i32], Dtype::Float32)?;
+        let logits = self.logits(sequence)?;
         let target = self.external(&logits)?;
         sequence.read()?;
         sequence.store_logits(&target)?;
@@ -166,14 +176,14 @@ impl Gpu {
         Ok(logits)
     }
 
-    /// Goes on from `token` with the likeliest ones, `count` at most, each told to `tell` as it is known; the next is under
-    /// way by then. Ends early when `tell` says so.
+    /// Goes on from `tokens`, one of each sequence, with the likeliest ones, `count` of each at most; those of a step are told
+    /// to `tell` as they are known; the next step is under way by then. Ends early when `tell` says so.
     pub(crate) fn decode<E: From<GraphError>>(
         &self,
-        token: u32,
+        tokens: &[u32],
         state: &mut State,
         count: usize,
-        mut tell: impl FnMut(u32) -> std::result::Result<bool, E>,
+        mut tell: impl FnMut(&[u32]) -> std::result::Result<bool, E>,
     ) -> std::result::Result<Decoded, E> {
         let cuda = |error: CudaError| E::from(GraphError::from(error));
         let position = usize::try_from(state.position).unwrap_or(0);
@@ -181,14 +191,14 @@ impl Gpu {
             return Ok(Decoded { fed: 0, finite: true });
         }
         let sequence = self.sequence(state)?;
-        sequence.set(token, position).map_err(cuda)?;
+        sequence.set(tokens, position).map_err(cuda)?;
         let mut fed = 0;
         for n in 1..=count {
             while fed < count.min(n + 1) {
                 sequence.submit().map_err(cuda)?;
                 fed += 1;
             }
-            if !tell(sequence.read().map_err(cuda)?)? {
+            if !tell(&sequence.read().map_err(cuda)?)? {
                 break;
             }
         }
@@ -198,11 +208,11 @@ impl Gpu {
         Ok(Decoded { fed, finite })
     }
 
-    /// The moments of the launches of one token.
-    pub(crate) fn noted_step(&self, token: u32, state: &mut State) -> Result<Vec<LaunchMoments>> {
+    /// The moments of the launches of one step.
+    pub(crate) fn noted_step(&self, tokens: &[u32], state: &mut State) -> Result<Vec<LaunchMoments>> {
         let position = usize::try_from(state.position).unwrap_or(0);
         let sequence = self.sequence(state)?;
-        sequence.set(token, position)?;
+        sequence.set(tokens, position)?;
         let noted = sequence.submit_noted()?;
         let owners = self.decoder.program().owners();
         let launch = |(step, moments): (&Step, [[u64; 2]; MOMENTS])| LaunchMoments {
@@ -217,11 +227,11 @@ impl Gpu {
         Ok(moments)
     }
 
-    /// The launches of one token, timed; with its logits.
-    pub(crate) fn timed_step(&self, token: u32, state: &mut State) -> Result<(Array, Vec<LaunchTime>)> {
+    /// The launches of one step, timed; with its logits.
+    pub(crate) fn timed_step(&self, tokens: &[u32], state: &mut State) -> Result<(Array, Vec<LaunchTime>)> {
         let position = usize::try_from(state.position).unwrap_or(0);
         let sequence = self.sequence(state)?;
-        sequence.set(token, position)?;
+        sequence.set(tokens, position)?;
         let seconds = sequence.submit_timed()?;
         let owners = self.decoder.program().owners();
         let registers = sequence.registers()?;
@@ -235,7 +245,7 @@ impl Gpu {
             spilled,
         });
         let times = times.collect();
-        let logits = fresh(&[1, 1, self.decoder.vocabulary() as i32], Dtype::Float32)?;
+        let logits = self.logits(sequence)?;
         sequence.store_logits(&self.external(&logits)?)?;
         state.position += 1;
         Ok((logits, times))

@@ -11,6 +11,7 @@ use zmlx_cuda::kernels::{Param, Source};
 use zmlx_cuda::plan::{Memory, Plan, Step, WeightAddress};
 use zmlx_emulator::{Buffer, Module};
 use zmlx_graph::Executor;
+use zmlx_graph::cuda::Extent;
 use zmlx_graph::native::write_bytes;
 use zmlx_models::{DeviceChoice, DtypeChoice, LoadOptions, Model, PatchOptions};
 
@@ -95,7 +96,7 @@ impl Addressed for Bytes<'_> {
     }
 }
 
-/// Runs a launch of a token; each kernel is compiled once.
+/// Runs a launch of a step; each kernel is compiled once.
 fn launch(
     memory: &mut Bytes<'_>,
     modules: &mut HashMap<Source, Module>,
@@ -118,29 +119,37 @@ pub fn load(dir: &std::path::Path) -> Result<(Model, Executor), String> {
     Ok((model, fused))
 }
 
-/// A sequence that is decoded.
+/// Sequences that are decoded together.
 pub struct Emulated<'a> {
     memory: Bytes<'a>,
     plan: Plan,
     modules: HashMap<Source, Module>,
     vocabulary: usize,
+    sequences: usize,
 }
 
 impl<'a> Emulated<'a> {
-    /// An empty one, with room for `capacity` positions.
-    pub fn new(executor: &'a Executor, vocabulary: usize, capacity: usize) -> Result<Self, String> {
+    /// Empty ones.
+    pub fn new(executor: &'a Executor, vocabulary: usize, extent: Extent) -> Result<Self, String> {
         let mut memory = Bytes::new(executor);
-        let plan = zmlx_graph::cuda::plan(executor, capacity, &mut memory)?;
-        Ok(Self { memory, plan, modules: HashMap::new(), vocabulary })
+        let plan = zmlx_graph::cuda::plan(executor, extent, &mut memory)?;
+        Ok(Self { memory, plan, modules: HashMap::new(), vocabulary, sequences: extent.sequences })
     }
 
-    /// Says which token comes next instead of the one that was chosen.
-    pub fn feed(&mut self, token: u32) {
-        self.memory.at(self.plan.control.token)[..4].copy_from_slice(&token.to_le_bytes());
+    /// Launches of a step.
+    pub fn launches(&self) -> usize {
+        self.plan.steps.len()
     }
 
-    /// One token: the one that is chosen after it. Position, count and ring must be told too.
-    pub fn step(&mut self) -> u32 {
+    /// Says which tokens, one of each sequence, come next instead of those that were chosen.
+    pub fn feed(&mut self, tokens: &[u32]) {
+        assert_eq!(tokens.len(), self.sequences);
+        let bytes: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
+        self.memory.at(self.plan.control.tokens)[..bytes.len()].copy_from_slice(&bytes);
+    }
+
+    /// One token of each sequence: those that are chosen after it. Position, count and ring must be told too.
+    pub fn step(&mut self) -> Vec<u32> {
         let control = self.plan.control;
         let before = self.memory.word(control.count);
         for step in &self.plan.steps {
@@ -149,19 +158,22 @@ impl<'a> Emulated<'a> {
             }
         }
         let after = before + 1;
-        let token = self.memory.word(control.token);
-        let told = self.memory.word(control.ring + 4 * u64::from(before) % (4 * control.ring_len as u64));
+        let words =
+            |at: u64| (0..self.sequences as u64).map(|i| self.memory.word(at + 4 * i)).collect::<Vec<_>>();
+        let tokens = words(control.tokens);
+        let row = u64::from(before) % control.ring_len as u64;
+        let told = words(control.ring + 4 * row * self.sequences as u64);
         assert_eq!(
             [control.position, control.count, control.published].map(|at| self.memory.word(at)),
             [after; 3]
         );
-        assert_eq!(told, token);
-        token
+        assert_eq!(told, tokens);
+        tokens
     }
 
-    /// The last token's logits.
+    /// The last step's logits, those of one sequence behind the other's.
     pub fn logits(&mut self) -> Vec<f32> {
-        let bytes = &self.memory.at(self.plan.logits)[..4 * self.vocabulary];
+        let bytes = &self.memory.at(self.plan.logits)[..4 * self.sequences * self.vocabulary];
         bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
     }
 }
