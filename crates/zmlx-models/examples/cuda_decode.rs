@@ -3,8 +3,9 @@
 //! `embedded`: the embedded model's greedy tokens in float32 and bfloat16 beside those of `fixtures/`, which mlx-lm gave on
 //! a CPU; the first that differs is shown with the margin that the CPU saw there.
 //! Any other name: a published shape with random 4-bit weights made on the GPU. The logits of the same tokens on stock MLX
-//! and past it, then 128 tokens after a prompt of 64, three times each, interleaved; with `--prefill` prompts of
-//! 128, 512 and 2,048 tokens in one call; with `--launches` the time of each launch; with `--context N` after a prompt of N.
+//! and past it beside float32, with the first step at which the likeliest token differs; then 128 tokens after a prompt of
+//! 64, three times each, interleaved; with `--prefill` prompts of 128, 512 and 2,048 tokens in one call; with `--launches`
+//! the time of each launch; with `--context N` after a prompt of N.
 //! Without all that: with `--prefill-ops` the time of each kind of op of a prompt of 2,048; with `--past` decode past MLX
 //! alone, after as many tokens of its own (and `--tokens N` instead of 128 timed), since MLX takes minutes to compile its
 //! kernels; a context of more than 1,024 is read on MLX all the same.
@@ -18,11 +19,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use zmlx_graph::pattern::{Backend, Choice, rewrite};
-use zmlx_graph::profile::ProfileRow;
 use zmlx_graph::weights::TensorSpec;
-use zmlx_graph::{
-    CostContext, Executor, Fidelity, GraphError, Held, Profile, ProfileReport, Sizes, State, Wanted, patterns,
-};
+use zmlx_graph::{Executor, Fidelity, GraphError, Held, State, Wanted, patterns};
 use zmlx_mlx::stream::{Device, Stream, with_stream};
 use zmlx_mlx::{Array, Dtype, eval, ops, random};
 use zmlx_models::random::MODELS;
@@ -31,14 +29,23 @@ use zmlx_models::{
     PatchOptions, Session,
 };
 
+#[path = "cuda_decode/compare.rs"]
+mod compare;
+#[path = "cuda_decode/launches.rs"]
+mod launches;
+#[path = "cuda_decode/prefill.rs"]
+mod prefill;
+
+use compare::compare;
+use launches::{timeline, times};
+use prefill::{prefill_ops, prefill_rates};
+
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Tokens that are timed.
 const TOKENS: usize = 128;
 /// Longer contexts are read on MLX, also where nothing else runs on it.
 const READ_FROM: usize = 1024;
-/// Steps whose logits are compared.
-const COMPARED: usize = 32;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -245,160 +252,6 @@ fn prefilled(executor: &Executor, prompt: &[u32]) -> Result<State> {
     Ok(state)
 }
 
-/// A prompt of one call on both, the first time left out (MLX compiles kernels then), and how far the last logits are apart.
-fn prefill_rates(pair: &Pair, prompt: &[u32]) -> Result<()> {
-    let tokens = Array::from_slice(prompt, &[1, prompt.len() as i32])?;
-    let mut rates: [Vec<f64>; 2] = Default::default();
-    let mut rows: [Vec<f32>; 2] = Default::default();
-    for _ in 0..4 {
-        for (form, executor) in [&pair.stock, &pair.past].into_iter().enumerate() {
-            let start = Instant::now();
-            let mut state = executor.new_state();
-            let logits = executor.run_for(&tokens, &mut state, Wanted::Last)?.ok_or("no logits")?;
-            rows[form] = logits.astype(Dtype::Float32)?.to_vec()?;
-            rates[form].push(prompt.len() as f64 / start.elapsed().as_secs_f64());
-        }
-    }
-    let shown = |all: &[f64]| all[1..].iter().map(|r| format!("{r:.0}")).collect::<Vec<_>>().join(", ");
-    println!(
-        "  prefill of {}: {} tok/s, stock {}; KL of the last logits {:.1e}",
-        prompt.len(),
-        shown(&rates[1]),
-        shown(&rates[0]),
-        kl(&rows[0], &rows[1])
-    );
-    Ok(())
-}
-
-/// Where the time of a prompt of 2,048 tokens goes, by op and by module: each node is evaluated before the next, so that the sum is
-/// more than an undisturbed call takes. All rows pass through the head here; a call that wants the last has one.
-fn prefill_ops(name: &str) -> Result<()> {
-    with_stream(Stream::default_of(Device::Gpu)?, || {
-        let pair = make(name)?;
-        let past = pair.past.held().prompts(Arc::clone(pair.stock.graph()), |_| None)?;
-        let ids: Vec<u32> =
-            (0..2048u64).map(|i| (i.wrapping_mul(2_654_435_761) % pair.vocabulary as u64) as u32).collect();
-        let tokens = Array::from_slice(&ids, &[1, ids.len() as i32])?;
-        let sizes = Sizes { batch: 1, length: ids.len() as i64, position: 0 };
-        let mut reports = Vec::new();
-        for executor in [&pair.stock, &past] {
-            let mut calls = Vec::new();
-            for call in 0..4 {
-                let profile = executor.profile(&tokens, &mut executor.new_state())?.1;
-                // MLX compiles kernels in the first.
-                if call > 0 {
-                    calls.push(profile);
-                }
-            }
-            let weight_bytes = executor.weight_bytes();
-            let cost = executor.graph().cost(&CostContext {
-                sizes,
-                activation: executor.activation(),
-                weight_bytes,
-            })?;
-            reports.push(ProfileReport::new(executor.graph(), &cost, &Profile::median(&calls), 3e12));
-        }
-        let [stock, past] = &reports[..] else { return Err("two reports were made".into()) };
-        println!("{name}, prompt of {}: ms on stock MLX and past it, each node waited for", ids.len());
-        beside("op", &stock.by_op, &past.by_op);
-        beside("module", &stock.by_module, &past.by_module);
-        println!("  together {:.2} and {:.2} ms", stock.total.seconds * 1e3, past.total.seconds * 1e3);
-        Ok(())
-    })
-}
-
-/// A table of the second's rows, the longest first, beside those of the first that have the same name.
-fn beside(kind: &str, stock: &[ProfileRow], past: &[ProfileRow]) {
-    println!("  {kind:<48} {:>6} {:>9} {:>6} {:>9} {:>6}", "nodes", "stock", "share", "past", "share");
-    for row in past {
-        let other = stock.iter().find(|s| s.name == row.name);
-        let (ms, share) = other.map_or((0.0, 0.0), |s| (s.seconds * 1e3, s.share * 100.0));
-        println!(
-            "  {:<48} {:>6} {ms:>9.3} {share:>5.1}% {:>9.3} {:>5.1}%",
-            row.name,
-            row.nodes,
-            row.seconds * 1e3,
-            row.share * 100.0
-        );
-    }
-}
-
-/// The family's graph in float32 on MLX, with the same weights.
-fn reference(pair: &Pair) -> Result<Executor> {
-    let graph = Arc::clone(pair.stock.graph());
-    let mut tensors: BTreeMap<String, Array> = BTreeMap::new();
-    for (weight, bound) in graph.weights.iter().zip(pair.stock.weights()) {
-        let arrays = bound.iter().flat_map(|bound| bound.arrays());
-        for (spec, array) in weight.tensors().into_iter().zip(arrays) {
-            let array = if spec.float { array.astype(Dtype::Float32)? } else { array.clone() };
-            // It was added when the weight was bound, and will be again.
-            let offset = f64::from(weight.offset);
-            let array = if offset == 0.0 { array } else { array.add_scalar(-offset)? };
-            tensors.insert(spec.name, array);
-        }
-    }
-    Ok(Held::none().stock(graph, |spec| tensors.get(&spec.name).cloned())?)
-}
-
-/// The same tokens on stock, past MLX and in float32: how far logits are from float32's, and how often the likeliest differs.
-/// The last is exact only with `MLX_ENABLE_TF32=0`.
-fn compare(pair: &Pair, prompt: &[u32]) -> Result<()> {
-    let exact = reference(pair)?;
-    let executors = [&exact, &pair.stock, &pair.past];
-    let mut states = Vec::new();
-    for executor in executors {
-        states.push(prefilled(executor, prompt)?);
-    }
-    let mut token = prompt[prompt.len() - 1];
-    let (mut errors, mut flips, mut divergence) = ([0f64; 2], [0; 2], [0f64; 3]);
-    for _ in 0..COMPARED {
-        let ids = Array::from_slice(&[token], &[1, 1])?;
-        let mut rows = Vec::new();
-        for (executor, state) in executors.into_iter().zip(&mut states) {
-            let logits = executor.run(&ids, state)?.astype(Dtype::Float32)?;
-            rows.push(logits.to_vec::<f32>()?);
-        }
-        let norm = |row: &mut dyn Iterator<Item = f64>| row.map(|v| v * v).sum::<f64>().sqrt();
-        for form in [1, 2] {
-            let pairs = || rows[0].iter().zip(&rows[form]).map(|(a, b)| (f64::from(*a), f64::from(*b)));
-            let error = norm(&mut pairs().map(|(a, b)| a - b)) / norm(&mut pairs().map(|(a, _)| a));
-            errors[form - 1] += error / COMPARED as f64;
-            divergence[form - 1] += kl(&rows[0], &rows[form]) / COMPARED as f64;
-            flips[form - 1] += i32::from(likeliest(&rows[0]) != likeliest(&rows[form]));
-        }
-        divergence[2] += kl(&rows[1], &rows[2]) / COMPARED as f64;
-        token = likeliest(&rows[0]);
-    }
-    for (form, name) in ["stock", "past MLX"].into_iter().enumerate() {
-        println!(
-            "  {COMPARED} steps beside float32, {name}: logits apart by {:.2e} of their norm, mean KL {:.2e}, {} other tokens",
-            errors[form], divergence[form], flips[form]
-        );
-    }
-    println!("  mean KL of stock and past MLX {:.2e}", divergence[2]);
-    Ok(())
-}
-
-fn likeliest(row: &[f32]) -> u32 {
-    (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best }) as u32
-}
-
-/// KL(softmax(a) || softmax(b)).
-fn kl(a: &[f32], b: &[f32]) -> f64 {
-    let log_sum = |row: &[f32]| {
-        let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        f64::from(most) + row.iter().map(|v| f64::from(v - most).exp()).sum::<f64>().ln()
-    };
-    let (la, lb) = (log_sum(a), log_sum(b));
-    a.iter()
-        .zip(b)
-        .map(|(x, y)| {
-            let (x, y) = (f64::from(*x) - la, f64::from(*y) - lb);
-            x.exp() * (x - y)
-        })
-        .sum()
-}
-
 fn past_rate(executor: &Executor, prompt: &[u32]) -> Result<f64> {
     decode_rate(executor, prompt[prompt.len() - 1], &mut prefilled(executor, prompt)?, TOKENS)
 }
@@ -442,78 +295,4 @@ fn stock_rate(executor: &Executor, prompt: &[u32]) -> Result<f64> {
         }
     }
     Ok(TOKENS as f64 / start.elapsed().as_secs_f64())
-}
-
-/// The launches of a token, those of one name and size together.
-fn times(executor: &Executor, token: u32, state: &mut State) -> Result<()> {
-    executor.launch_times(token, state)?;
-    let mut rows: BTreeMap<(&str, u64, i32, i32), Vec<f64>> = BTreeMap::new();
-    for _ in 0..5 {
-        for l in executor.launch_times(token, state)? {
-            rows.entry((l.name, l.bytes, l.registers, l.spilled)).or_default().push(l.seconds);
-        }
-    }
-    println!(
-        "  {:<34} {:>6} {:>9} {:>10} {:>8} {:>5} {:>6}",
-        "launch", "count", "us each", "bytes", "GB/s", "regs", "spill"
-    );
-    for ((name, bytes, registers, spilled), mut seconds) in rows {
-        seconds.sort_by(f64::total_cmp);
-        let (median, count) = (seconds[seconds.len() / 2], seconds.len() / 5);
-        let rate = bytes as f64 / median / 1e9;
-        let us = median * 1e6;
-        println!("  {name:<34} {count:>6} {us:>9.2} {bytes:>10} {rate:>8.0} {registers:>5} {spilled:>6}");
-    }
-    Ok(())
-}
-
-/// Where the time of a step goes while launches overlap, those of one name and size together, in microseconds a launch: from
-/// the end of the launch before to the end of the wait, until the last block has placed its activations, until the last has
-/// its sums, until the last has ended; and how long before the end of the wait the first and the last block began.
-fn timeline(executor: &Executor, token: u32, state: &mut State) -> Result<()> {
-    let mut rows: BTreeMap<(&str, u64, usize), (usize, [f64; 8])> = BTreeMap::new();
-    let mut whole = Vec::new();
-    for round in 0..6 {
-        let all = executor.launch_moments(token, state)?;
-        if round == 0 {
-            continue;
-        }
-        whole.push(all.last().map_or(0, |l| l.moments[4][1]) as f64 / 1e3);
-        let mut before = 0;
-        for l in &all {
-            let [begun, waited, placed, summed, ended] = l.moments;
-            let placed = placed[1].max(waited[1]);
-            let summed = summed[1].max(placed);
-            let row = rows.entry((l.name, l.bytes, l.blocks)).or_default();
-            row.0 += 1;
-            let lead = |t: u64| waited[0] as f64 - t as f64;
-            let parts = [
-                ended[1] as f64 - before as f64,
-                waited[0] as f64 - before as f64,
-                waited[1] as f64 - waited[0] as f64,
-                placed as f64 - waited[1] as f64,
-                summed as f64 - placed as f64,
-                ended[1] as f64 - summed as f64,
-                lead(begun[0]),
-                lead(begun[1]),
-            ];
-            row.1.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part / 1e3);
-            before = ended[1];
-        }
-    }
-    whole.sort_by(f64::total_cmp);
-    println!("  a step with notes: {:.1} us", whole[whole.len() / 2]);
-    println!(
-        "  {:<34} {:>5} {:>6} {:>9} {:>7} | {:>6} {:>6} {:>6} {:>6} {:>6} | {:>6} {:>6}",
-        "launch", "count", "blocks", "bytes", "us", "wait", "all", "place", "sums", "end", "first", "last"
-    );
-    for ((name, bytes, blocks), (count, sums)) in rows {
-        let each = sums.map(|sum| sum / count as f64);
-        let [us, wait, all, place, sum, end, first, last] = each;
-        println!(
-            "  {name:<34} {:>5} {blocks:>6} {bytes:>9} {us:>7.2} | {wait:>6.2} {all:>6.2} {place:>6.2} {sum:>6.2} {end:>6.2} | {first:>6.2} {last:>6.2}",
-            count / 5
-        );
-    }
-    Ok(())
 }

@@ -34,6 +34,7 @@ pub mod gguf;
 pub mod hub;
 mod info;
 mod load;
+pub mod measured;
 pub mod memory;
 mod message;
 mod options;
