@@ -9,11 +9,12 @@
 //! Without all that: with `--prefill-ops` the time of each kind of op of a prompt of 2,048; with `--past` decode past MLX
 //! alone, after as many tokens of its own (and `--tokens N` instead of 128 timed), since MLX takes minutes to compile its
 //! kernels; a context of more than 1,024 is read on MLX all the same.
+//! With `--json FILE` each published shape adds a line to FILE (`zmlx_models::measured`), of which the tables of
+//! `docs/performance.md` are made; `ZMLX_COMMIT` says which commit ran.
 //! `ZMLX_CUDA_OVERLAP=0` compares with launches that wait for one another.
 
-use std::collections::BTreeMap;
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,6 +24,7 @@ use zmlx_graph::weights::TensorSpec;
 use zmlx_graph::{Executor, Fidelity, GraphError, Held, State, Wanted, patterns};
 use zmlx_mlx::stream::{Device, Stream, with_stream};
 use zmlx_mlx::{Array, Dtype, eval, ops, random};
+use zmlx_models::measured::{Form, Measured, appendable, commit, today};
 use zmlx_models::random::MODELS;
 use zmlx_models::{
     Blueprint, DeviceChoice, DtypeChoice, Flow, GenerateOptions, LoadOptions, Model, ModelConfig,
@@ -47,26 +49,72 @@ const TOKENS: usize = 128;
 /// Longer contexts are read on MLX, also where nothing else runs on it.
 const READ_FROM: usize = 1024;
 
-fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let launches = arguments.iter().any(|a| a == "--launches");
-    let given = arguments.iter().position(|a| a == "--context").and_then(|at| arguments.get(at + 1));
-    let context: usize = given.map_or(Ok(64), |n| n.parse())?;
-    if context == 0 {
-        return Err("--context 0: give 1 token or more".into());
+/// What is asked for.
+struct Asked {
+    context: usize,
+    tokens: usize,
+    past: bool,
+    launches: bool,
+    prefill: bool,
+    ops: bool,
+    json: Option<PathBuf>,
+    names: Vec<String>,
+}
+
+impl Asked {
+    fn read(arguments: impl Iterator<Item = String>) -> Result<Self> {
+        let mut asked = Self {
+            context: 64,
+            tokens: TOKENS,
+            past: false,
+            launches: false,
+            prefill: false,
+            ops: false,
+            json: None,
+            names: Vec::new(),
+        };
+        let mut rest = arguments;
+        while let Some(argument) = rest.next() {
+            let mut value = || rest.next().ok_or_else(|| format!("{argument}: a value is missing"));
+            match argument.as_str() {
+                "--context" => asked.context = value()?.parse()?,
+                "--tokens" => asked.tokens = value()?.parse()?,
+                "--json" => asked.json = Some(value()?.into()),
+                "--past" => asked.past = true,
+                "--launches" => asked.launches = true,
+                "--prefill" => asked.prefill = true,
+                "--prefill-ops" => asked.ops = true,
+                unknown if unknown.starts_with("--") => return Err(format!("{unknown} is unknown").into()),
+                _ => asked.names.push(argument),
+            }
+        }
+        if asked.context == 0 {
+            return Err("--context 0: give 1 token or more".into());
+        }
+        if let Some(path) = &asked.json {
+            appendable(path)?;
+        }
+        Ok(asked)
     }
-    let count = arguments.iter().position(|a| a == "--tokens").and_then(|at| arguments.get(at + 1));
-    let tokens: usize = count.map_or(Ok(TOKENS), |n| n.parse())?;
-    let past = arguments.iter().any(|a| a == "--past");
-    let names = arguments.iter().filter(|a| !a.starts_with("--") && ![given, count].contains(&Some(*a)));
-    let prefill = arguments.iter().any(|a| a == "--prefill");
-    let ops = arguments.iter().any(|a| a == "--prefill-ops");
-    for name in names {
-        match name.as_str() {
-            "embedded" => embedded()?,
-            name if past => past_alone(name, [context, tokens], launches)?,
-            name if ops => prefill_ops(name)?,
-            name => shape(name, context, launches, prefill)?,
+}
+
+fn main() -> Result<()> {
+    let asked = Asked::read(std::env::args().skip(1))?;
+    for name in &asked.names {
+        let measured = match name.as_str() {
+            "embedded" => {
+                embedded()?;
+                continue;
+            }
+            name if asked.past => past_alone(name, &asked)?,
+            name if asked.ops => {
+                prefill_ops(name)?;
+                continue;
+            }
+            name => shape(name, &asked)?,
+        };
+        if let Some(path) = &asked.json {
+            measured.append(path)?;
         }
     }
     Ok(())
@@ -116,7 +164,7 @@ fn embedded() -> Result<()> {
 struct Pair {
     stock: Executor,
     past: Executor,
-    vocabulary: usize,
+    blueprint: Blueprint,
 }
 
 fn make(name: &str) -> Result<Pair> {
@@ -152,8 +200,8 @@ fn make(name: &str) -> Result<Pair> {
     if let Some(reason) = refusal {
         return Err(format!("{name} does not decode past MLX: {reason}").into());
     }
-    let stock = past.held().stock(Arc::new(blueprint.graph), |_| None)?;
-    Ok(Pair { stock, past, vocabulary: blueprint.info.vocab_size })
+    let stock = past.held().stock(Arc::new(blueprint.graph.clone()), |_| None)?;
+    Ok(Pair { stock, past, blueprint })
 }
 
 /// Random values on the GPU whose products have about the size of their input.
@@ -178,7 +226,9 @@ fn tensor(spec: &TensorSpec, key: &mut Array) -> zmlx_mlx::Result<Array> {
     Ok(array)
 }
 
-fn shape(name: &str, context: usize, launches: bool, prefill: bool) -> Result<()> {
+/// Stock and past MLX in turn.
+fn shape(name: &str, asked: &Asked) -> Result<Measured> {
+    let context = asked.context;
     with_stream(Stream::default_of(Device::Gpu)?, || {
         let start = Instant::now();
         let pair = make(name)?;
@@ -188,37 +238,41 @@ fn shape(name: &str, context: usize, launches: bool, prefill: bool) -> Result<()
             "{name} on {device}: ready after {ready:.1} s, {} launches a token",
             pair.past.launches_per_token()
         );
-        let ids =
-            |n: usize| (0..n as u64).map(|i| (i.wrapping_mul(2_654_435_761) % pair.vocabulary as u64) as u32);
+        let vocabulary = pair.blueprint.info.vocab_size as u64;
+        let ids = |n: usize| (0..n as u64).map(|i| (i.wrapping_mul(2_654_435_761) % vocabulary) as u32);
         let prompt: Vec<u32> = ids(context).collect();
-        if prefill {
+        let form = Form { context: context as u64, tokens: TOKENS as u64, beside_stock: true };
+        let mut measured = record(name, form, &pair)?;
+        if asked.prefill {
             for n in [128, 512, 2048] {
-                prefill_rates(&pair, &ids(n).collect::<Vec<u32>>())?;
+                measured.prefill.push(prefill_rates(&pair, &ids(n).collect::<Vec<u32>>())?);
             }
         }
-        compare(&pair, &prompt)?;
-        let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        measured.compared = Some(compare(&pair, &prompt)?);
         for _ in 0..3 {
-            rates.entry("stock MLX").or_default().push(stock_rate(&pair.stock, &prompt)?);
-            rates.entry("past MLX").or_default().push(past_rate(&pair.past, &prompt)?);
+            measured.stock.push(stock_rate(&pair.stock, &prompt)?);
+            measured.ours.push(past_rate(&pair.past, &prompt)?);
         }
-        for (form, all) in &rates {
-            let all: Vec<String> = all.iter().map(|r| format!("{r:.1}")).collect();
-            println!("  {form}: {} tok/s", all.join(", "));
+        for (form, rates) in [("past MLX", &measured.ours), ("stock MLX", &measured.stock)] {
+            println!("  {form}: {} tok/s", shown(rates));
         }
-        if launches {
+        if asked.launches {
             times(&pair.past, prompt[context - 1], &mut prefilled(&pair.past, &prompt)?)?;
             timeline(&pair.past, prompt[context - 1], &mut prefilled(&pair.past, &prompt)?)?;
         }
-        Ok(())
+        Ok(measured)
     })
 }
 
-/// Rates of decode past MLX after `context` tokens that it has chosen itself.
-fn past_alone(name: &str, [context, tokens]: [usize; 2], launches: bool) -> Result<()> {
+/// Rates of decode past MLX after as many tokens that it has chosen itself.
+fn past_alone(name: &str, asked: &Asked) -> Result<Measured> {
+    let (context, tokens) = (asked.context, asked.tokens);
     with_stream(Stream::default_of(Device::Gpu)?, || {
         let start = Instant::now();
-        let past = make(name)?.past;
+        let pair = make(name)?;
+        let form = Form { context: context as u64, tokens: tokens as u64, beside_stock: false };
+        let mut measured = record(name, form, &pair)?;
+        let past = pair.past;
         let ready = start.elapsed().as_secs_f64();
         let (on_mlx, own) = if context > READ_FROM { (context, 8) } else { (1, context) };
         let read: Vec<u32> = (0..on_mlx as u32).map(|i| i % 1000 + 1).collect();
@@ -228,17 +282,38 @@ fn past_alone(name: &str, [context, tokens]: [usize; 2], launches: bool) -> Resu
             token = chosen;
             Ok(true)
         })?;
-        let mut rates = Vec::new();
         for _ in 0..3 {
-            rates.push(format!("{:.1}", decode_rate(&past, token, &mut filled.clone(), tokens)?));
+            measured.ours.push(decode_rate(&past, token, &mut filled.clone(), tokens)?);
         }
-        let all = rates.join(", ");
-        println!("{name}: ready after {ready:.1} s, {} launches, {all} tok/s", past.launches_per_token());
-        if launches {
+        let rates = shown(&measured.ours);
+        println!("{name}: ready after {ready:.1} s, {} launches, {rates} tok/s", past.launches_per_token());
+        if asked.launches {
             timeline(&past, token, &mut filled.clone())?;
         }
-        Ok(())
+        Ok(measured)
     })
+}
+
+/// What is known of a run before it is timed.
+fn record(name: &str, form: Form, pair: &Pair) -> Result<Measured> {
+    let context = u32::try_from(form.context)?;
+    Ok(Measured {
+        model: name.to_owned(),
+        device: pair.past.cuda_device().map_or("?", |d| d.name.as_str()).to_owned(),
+        date: today(),
+        commit: commit(),
+        form,
+        bytes_per_token: pair.blueprint.decode_cost(context)?.total.memory_bytes(),
+        launches_per_token: pair.past.launches_per_token(),
+        stock: Vec::new(),
+        ours: Vec::new(),
+        compared: None,
+        prefill: Vec::new(),
+    })
+}
+
+fn shown(rates: &[f64]) -> String {
+    rates.iter().map(|r| format!("{r:.1}")).collect::<Vec<_>>().join(", ")
 }
 
 /// A state that has seen all of the prompt but its last token.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use zmlx_graph::{Executor, Held};
 use zmlx_mlx::{Array, Dtype};
-use zmlx_models::measured::{Divergence, likeliest};
+use zmlx_models::measured::{Compared, Distance, Divergence, Divergences, likeliest};
 
 use crate::{Pair, Result, prefilled};
 
@@ -31,7 +31,7 @@ fn reference(pair: &Pair) -> Result<Executor> {
 
 /// The same tokens on stock, past MLX and in float32: how far logits are from float32's, how often the likeliest differs, and
 /// where first. Float32 is exact only with `MLX_ENABLE_TF32=0`.
-pub(crate) fn compare(pair: &Pair, prompt: &[u32]) -> Result<()> {
+pub(crate) fn compare(pair: &Pair, prompt: &[u32]) -> Result<Compared> {
     let exact = reference(pair)?;
     let executors = [&exact, &pair.stock, &pair.past];
     let mut states = Vec::new();
@@ -39,7 +39,7 @@ pub(crate) fn compare(pair: &Pair, prompt: &[u32]) -> Result<()> {
         states.push(prefilled(executor, prompt)?);
     }
     let mut token = prompt[prompt.len() - 1];
-    let (mut errors, mut flips, mut divergence) = ([0f64; 2], [0; 2], [0f64; 3]);
+    let (mut errors, mut flips, mut divergence) = ([0f64; 2], [0u64; 2], [0f64; 3]);
     // Of stock and ours beside float32, and of ours beside stock.
     let mut first: [Option<Divergence>; 3] = Default::default();
     for step in 0..COMPARED as u64 {
@@ -55,7 +55,7 @@ pub(crate) fn compare(pair: &Pair, prompt: &[u32]) -> Result<()> {
             let error = norm(&mut pairs().map(|(a, b)| a - b)) / norm(&mut pairs().map(|(a, _)| a));
             errors[form - 1] += error / COMPARED as f64;
             divergence[form - 1] += kl(&rows[0], &rows[form]) / COMPARED as f64;
-            flips[form - 1] += i32::from(likeliest(&rows[0]) != likeliest(&rows[form]));
+            flips[form - 1] += u64::from(likeliest(&rows[0]) != likeliest(&rows[form]));
         }
         for (known, [base, other]) in first.iter_mut().zip([[0, 1], [0, 2], [1, 2]]) {
             *known = known.take().or_else(|| Divergence::of(step, &rows[base], &rows[other]));
@@ -75,7 +75,16 @@ pub(crate) fn compare(pair: &Pair, prompt: &[u32]) -> Result<()> {
         let told = first.as_ref().map_or_else(|| format!("none in {COMPARED} steps"), Divergence::to_string);
         println!("  first other token, {name}: {told}");
     }
-    Ok(())
+    let distance =
+        |form: usize| Distance { error: errors[form], kl: divergence[form], other_tokens: Some(flips[form]) };
+    let [stock, ours, ours_beside_stock] = first;
+    Ok(Compared {
+        steps: COMPARED as u64,
+        stock: distance(0),
+        ours: distance(1),
+        kl_of_both: Some(divergence[2]),
+        divergences: Some(Divergences { stock, ours, ours_beside_stock }),
+    })
 }
 
 /// KL(softmax(a) || softmax(b)).

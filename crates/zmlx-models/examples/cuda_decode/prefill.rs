@@ -7,12 +7,13 @@ use zmlx_graph::profile::ProfileRow;
 use zmlx_graph::{CostContext, Profile, ProfileReport, Sizes, Wanted};
 use zmlx_mlx::stream::{Device, Stream, with_stream};
 use zmlx_mlx::{Array, Dtype};
+use zmlx_models::measured::Prefill;
 
 use crate::compare::kl;
 use crate::{Pair, Result, make};
 
 /// A prompt of one call on both, the first time left out (MLX compiles kernels then), and how far the last logits are apart.
-pub(crate) fn prefill_rates(pair: &Pair, prompt: &[u32]) -> Result<()> {
+pub(crate) fn prefill_rates(pair: &Pair, prompt: &[u32]) -> Result<Prefill> {
     let tokens = Array::from_slice(prompt, &[1, prompt.len() as i32])?;
     let mut rates: [Vec<f64>; 2] = Default::default();
     let mut rows: [Vec<f32>; 2] = Default::default();
@@ -25,15 +26,16 @@ pub(crate) fn prefill_rates(pair: &Pair, prompt: &[u32]) -> Result<()> {
             rates[form].push(prompt.len() as f64 / start.elapsed().as_secs_f64());
         }
     }
-    let shown = |all: &[f64]| all[1..].iter().map(|r| format!("{r:.0}")).collect::<Vec<_>>().join(", ");
+    let [stock, ours] = rates.map(|all| all[1..].to_vec());
+    let shown = |all: &[f64]| all.iter().map(|r| format!("{r:.0}")).collect::<Vec<_>>().join(", ");
     println!(
         "  prefill of {}: {} tok/s, stock {}; KL of the last logits {:.1e}",
         prompt.len(),
-        shown(&rates[1]),
-        shown(&rates[0]),
+        shown(&ours),
+        shown(&stock),
         kl(&rows[0], &rows[1])
     );
-    Ok(())
+    Ok(Prefill { length: prompt.len() as u64, stock, ours })
 }
 
 /// Where the time of a prompt of 2,048 tokens goes, by op and by module: each node is evaluated before the next, so that the sum is
@@ -42,8 +44,9 @@ pub(crate) fn prefill_ops(name: &str) -> Result<()> {
     with_stream(Stream::default_of(Device::Gpu)?, || {
         let pair = make(name)?;
         let past = pair.past.held().prompts(Arc::clone(pair.stock.graph()), |_| None)?;
-        let ids: Vec<u32> =
-            (0..2048u64).map(|i| (i.wrapping_mul(2_654_435_761) % pair.vocabulary as u64) as u32).collect();
+        let ids: Vec<u32> = (0..2048u64)
+            .map(|i| (i.wrapping_mul(2_654_435_761) % pair.blueprint.info.vocab_size as u64) as u32)
+            .collect();
         let tokens = Array::from_slice(&ids, &[1, ids.len() as i32])?;
         let sizes = Sizes { batch: 1, length: ids.len() as i64, position: 0 };
         let mut reports = Vec::new();
