@@ -332,21 +332,11 @@ fn past_rate(executor: &Executor, prompt: &[u32]) -> Result<f64> {
 }
 
 fn decode_rate(executor: &Executor, token: u32, state: &mut State, count: usize) -> Result<f64> {
-    let mut first = Instant::now();
-    let mut told = 0;
-    let mut seconds = 0.0;
-    let done = executor.decode::<GraphError>(token, state, count + 1, |_| {
-        told += 1;
-        if told == 1 {
-            first = Instant::now();
-        }
-        seconds = first.elapsed().as_secs_f64();
-        Ok(true)
-    })?;
-    if done.is_none_or(|d| !d.finite) {
+    let time = executor.decode_time(token, state, count)?.ok_or("nothing was timed: give 1 token or more")?;
+    if !time.finite {
         return Err("a logit is not a number".into());
     }
-    Ok(count as f64 / seconds)
+    Ok(1.0 / time.seconds)
 }
 
 fn stock_rate(executor: &Executor, prompt: &[u32]) -> Result<f64> {

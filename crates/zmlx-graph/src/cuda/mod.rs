@@ -5,6 +5,7 @@
 //! are copies within the GPU's memory, a few milliseconds for a long context.
 
 mod grouped;
+mod timeline;
 mod transfer;
 
 use std::collections::HashMap;
@@ -30,6 +31,7 @@ use crate::weights::{BoundWeight, WeightId};
 
 pub use grouped::grouped_linear;
 pub(crate) use grouped::{combine_rows, sort_rows};
+pub use timeline::{DecodeTime, LaunchParts, LaunchRow, Timeline};
 pub(crate) use transfer::DeviceState;
 pub use zmlx_cuda::kernels::Tile;
 pub use zmlx_cuda::{CudaError, DeviceInfo};
