@@ -67,7 +67,7 @@ pub use load::{LoadProgress, Model};
 pub use message::ChatMessage;
 pub use options::{DeviceChoice, DtypeChoice, GenerateOptions, LoadOptions, SamplerOptions};
 pub use patch::{PatchError, PatchOptions, PatchReport, Preset};
-pub use profile::{ModelProfile, ProfileOptions};
+pub use profile::{DecodeBound, LaunchProfile, ModelProfile, ProfileOptions};
 pub use prompt_cache::PromptCacheError;
 pub use quantize::{Recode, quantization};
 pub use zmlx_graph::{KvQuantization, KvQuantizationError};
