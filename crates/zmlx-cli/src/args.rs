@@ -66,7 +66,14 @@ pub(crate) enum Command {
     Graph(GraphArgs),
     /// Count what a token costs: bytes, kernel launches, operations, the least time
     Plan(PlanArgs),
-    /// Time decode steps node by node
+    /// Time decode steps node by node, on a GPU past MLX launch by launch too
+    ///
+    /// Times, bytes and rates by op and by module, each node waited for. Where a step runs on a GPU past MLX, first its
+    /// launches as they overlap: how many, the bytes of each, microseconds from the end of the launch before to its own end,
+    /// and the parts of that: wait (its first block waits for the launch before), all (its last does), place (activations are
+    /// placed), sums (sums are done), end (the last block has ended); GB/s and the share of the step. With that the time of a
+    /// token in undisturbed decode, and the part of it that memory needs for weights and state. --json has the same, times in
+    /// seconds.
     Profile(ProfileArgs),
     /// Stream a short story from the embedded model
     Demo(DemoArgs),
@@ -325,7 +332,8 @@ pub(crate) struct ProfileArgs {
     /// Made-up tokens that come before, 1 or more [default: 128]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub(crate) prompt_tokens: Option<String>,
-    /// GB/s that memory moves [default: what all threads of this machine read, measured]
+    /// GB/s that memory moves [default: what the driver states of a GPU that decodes past MLX, else what all threads of this
+    /// machine read, measured]
     #[arg(long, value_name = "GB/S", allow_hyphen_values = true)]
     pub(crate) bandwidth: Option<String>,
     /// Write a picture of the times into this file

@@ -221,6 +221,7 @@ fn a_profile_is_printed_and_drawn() {
     // Memory that moves a kilobyte a second is slower than any cache.
     assert_eq!(record["report"]["total"]["cache_resident"], true);
     assert!(record["step_seconds"].as_f64() > Some(0.0));
+    assert!(record.get("launches").is_none(), "only a GPU has launches");
 }
 
 #[test]

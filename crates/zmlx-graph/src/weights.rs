@@ -1,6 +1,8 @@
 //! Weights of a graph: how they are declared, named in a checkpoint, and applied.
 
 use serde::Serialize;
+use zmlx_mlx::runtime::{Backend, backend_available};
+use zmlx_mlx::stream::{Device, current_device};
 use zmlx_mlx::{Array, Dtype, Result, ops};
 
 use crate::cuda::grouped_linear;
@@ -201,36 +203,30 @@ impl BoundWeight {
 
     /// `x @ w.T`.
     pub fn linear(&self, x: &Array) -> Result<Array> {
-        match self {
-            Self::Dense(w) => x.matmul(&w.swapaxes(-1, -2)?),
-            Self::Quantized { packed, scales, biases, quantization: q } => ops::quantized_matmul(
-                x,
-                packed,
-                scales,
-                biases.as_ref(),
-                true,
-                Some(q.group_size),
-                Some(q.bits),
-                &q.mode,
-            ),
-        }
+        self.product(x, true)
     }
 
     /// `x @ w`, against the direction of [`Self::linear`].
     pub fn linear_back(&self, x: &Array) -> Result<Array> {
-        match self {
-            Self::Dense(w) => x.matmul(w),
-            Self::Quantized { packed, scales, biases, quantization: q } => ops::quantized_matmul(
-                x,
-                packed,
-                scales,
-                biases.as_ref(),
-                false,
-                Some(q.group_size),
-                Some(q.bits),
-                &q.mode,
-            ),
+        self.product(x, false)
+    }
+
+    fn product(&self, x: &Array, transposed: bool) -> Result<Array> {
+        let unpacked = |w: &Array| x.matmul(&if transposed { w.swapaxes(-1, -2)? } else { w.clone() });
+        let (packed, scales, biases, q) = match self {
+            Self::Dense(w) => return unpacked(w),
+            Self::Quantized { packed, scales, biases, quantization } => {
+                (packed, scales, biases, quantization)
+            }
+        };
+        // Of several matrices whose rows have one group each MLX has no product on CUDA that works: it refuses them where it
+        // broadcasts them to the axes of x, and gives NaN where it need not.
+        let one_group = packed.shape().len() > 2 && scales.dim(-1)? == 1;
+        if one_group && current_device()? == Device::Gpu && backend_available(Backend::Cuda)? {
+            return unpacked(&self.dense()?.astype(x.dtype())?);
         }
+        let (group, bits) = (Some(q.group_size), Some(q.bits));
+        ops::quantized_matmul(x, packed, scales, biases.as_ref(), transposed, group, bits, &q.mode)
     }
 
     /// `x @ w[experts].T`, the expert of each row given by `indices`.

@@ -98,16 +98,24 @@ pub(super) struct Bandwidth {
     /// Threads that it was measured with.
     #[serde(skip_serializing_if = "Option::is_none")]
     threads: Option<usize>,
+    /// Where it comes from, if it was not measured.
+    #[serde(skip)]
+    said: &'static str,
 }
 
 impl Bandwidth {
     /// What was given, or what all threads of this machine read.
     pub(super) fn new(given: Option<f64>) -> Self {
         if let Some(bytes_per_second) = given {
-            return Self { bytes_per_second, measured: false, threads: None };
+            return Self::stated(bytes_per_second, "as given");
         }
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { bytes_per_second: read_bandwidth(threads), measured: true, threads: Some(threads) }
+        Self { bytes_per_second: read_bandwidth(threads), measured: true, threads: Some(threads), said: "" }
+    }
+
+    /// What `said` says.
+    pub(super) fn stated(bytes_per_second: f64, said: &'static str) -> Self {
+        Self { bytes_per_second, measured: false, threads: None, said }
     }
 
     pub(super) fn bytes_per_second(&self) -> f64 {
@@ -119,7 +127,7 @@ impl Bandwidth {
         let said = match self.threads {
             Some(1) => ", read by 1 thread of this machine".to_owned(),
             Some(n) => format!(", read by {n} threads of this machine"),
-            None => ", as given".to_owned(),
+            None => format!(", {}", self.said),
         };
         format!("{:.1} GB/s{said}", self.bytes_per_second / 1e9)
     }

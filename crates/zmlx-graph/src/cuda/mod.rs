@@ -7,6 +7,7 @@
 
 mod decode;
 mod grouped;
+mod timeline;
 mod transfer;
 
 use std::collections::HashMap;
@@ -32,6 +33,7 @@ use crate::weights::{BoundWeight, WeightId};
 
 pub use grouped::grouped_linear;
 pub(crate) use grouped::{combine_rows, sort_rows};
+pub use timeline::{DecodeTime, LaunchParts, LaunchRow, Timeline};
 pub(crate) use transfer::DeviceState;
 pub use zmlx_cuda::kernels::Tile;
 pub use zmlx_cuda::plan::MOST_SEQUENCES;

@@ -16,7 +16,8 @@ use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
-use python::{python_method, strftime, to_json};
+pub(crate) use python::strftime;
+use python::{python_method, to_json};
 use serde_json::Value as Json;
 use thiserror::Error as ThisError;
 

@@ -157,7 +157,7 @@ impl JsonWriter<'_, '_, '_> {
 }
 
 /// The directives of C's `strftime` that chat templates use, for a time in UTC.
-pub(super) fn strftime(format: &str, time: SystemTime) -> String {
+pub(crate) fn strftime(format: &str, time: SystemTime) -> String {
     const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
     const MONTHS: [&str; 12] = [
         "January",
