@@ -72,7 +72,7 @@ const SHAPES: [Shape; 11] = [
 ];
 
 fn plan([lanes, rows, split, warps, depth, resident]: [usize; 6]) -> Plan {
-    Plan { lanes, rows, split, warps, depth, resident }
+    Plan { lanes, rows, split, warps, depth, resident, rehearsed: false }
 }
 
 /// Plans to compare with the default, which comes first: lanes, rows, split, warps, depth, resident.
@@ -473,7 +473,7 @@ fn main() -> Result<()> {
             wanted = pool.wanted(shape);
             on_gpu.choose(shape)?;
         }
-        let Plan { lanes, rows, split, warps, depth, resident } = plan;
+        let Plan { lanes, rows, split, warps, depth, resident, .. } = plan;
         let said = match measure(&on_gpu, &bench, built, &wanted) {
             Ok(line) => line,
             Err(error) => error.to_string(),

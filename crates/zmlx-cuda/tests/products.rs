@@ -129,7 +129,8 @@ fn plans_of_every_kind() {
         let x = floats(&mut rng, tokens * columns);
         let mut kernel =
             Qmv { norm: Some(Norm { eps: 1e-5, weight: true }), ..Qmv::new(rows, columns, AFFINE, tokens) };
-        kernel.plan = Plan { lanes, rows: lane_rows, split, warps, depth, resident: 1 };
+        let rehearsed = lanes != 16;
+        kernel.plan = Plan { lanes, rows: lane_rows, split, warps, depth, resident: 1, rehearsed };
         let operands = QmvOperands {
             x: device.memory.f32(&x),
             norm: Some(norm),
@@ -448,6 +449,7 @@ fn experts_choose_for_themselves() {
         Select { bias: true, ties_higher: false, ..choice(9, 3, Scores::Sigmoid) },
         Select { bias: true, groups: Some(Groups { count: 4, keep: 2 }), ..choice(16, 5, Scores::Sigmoid) },
         choice(33, 16, Scores::SoftmaxOfChosen),
+        choice(130, 8, Scores::Softmax),
     ];
     for (case, select) in cases.into_iter().enumerate() {
         let (experts, k) = (select.experts, select.k);
@@ -480,7 +482,8 @@ fn experts_choose_for_themselves() {
         let second = ExpertsUpOperands { indices: 0, logits, choice: own, out, ..first };
         let plain = ExpertsUp::new([experts, k], [rows, columns], AFFINE, tokens, Activation::Silu);
         let plain = ExpertsUp { bias: [biased; 2], ..plain };
-        let chooses = ExpertsUp { select: Some(select), ..plain };
+        let mut chooses = ExpertsUp { select: Some(select), ..plain };
+        chooses.plan.rehearsed = case % 2 == 0;
         device.run(&plain.source().unwrap(), &plain.launch(&first).unwrap());
         device.run(&chooses.source().unwrap(), &chooses.launch(&second).unwrap());
         let read = |a: u64| device.memory.read(a);

@@ -7,7 +7,7 @@
 //! router in the whole run. Logits that are off by more than [`NOISE`] where no router nearly ties count as wrong, and so do
 //! tokens that are not the likeliest of their step fed again; both end the program with status 1.
 //! `--f32` and `--bf16` take one of the two dtypes. `--stepwise`: prompts token by token, since MLX compiles kernels for each
-//! shape of a longer call, which takes minutes.
+//! shape of a longer call, which takes minutes. `--patched`: that alone. `--tokens=N`: no more than N of the golden tokens.
 
 #[path = "../tests/golden_folder/mod.rs"]
 mod golden_folder;
@@ -22,6 +22,19 @@ use zmlx_mlx::Dtype;
 use zmlx_models::{
     DeviceChoice, DtypeChoice, Flow, GenerateOptions, LoadOptions, Model, PatchOptions, Session,
 };
+
+const USAGE: &str = "cuda_oracle [--f32 | --bf16] [--stepwise] [--patched] [--tokens=N] [DIR...]";
+
+/// What is to be run.
+struct Asked {
+    dtypes: Vec<DtypeChoice>,
+    /// Tokens of a prompt in one call.
+    chunk: usize,
+    /// Whether stock is run as well.
+    stock: bool,
+    /// Tokens after a prompt at most.
+    tokens: usize,
+}
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -48,15 +61,22 @@ fn main() -> ExitCode {
 
 /// How many runs part from the golden tokens where there is no near-tie.
 fn check(flags: &[String], folders: &[String]) -> Result<usize> {
-    let (mut dtypes, mut stepwise) = (vec![DtypeChoice::F32, DtypeChoice::Bf16], false);
+    let mut asked = Asked {
+        dtypes: vec![DtypeChoice::F32, DtypeChoice::Bf16],
+        chunk: GenerateOptions::default().prefill_chunk,
+        stock: true,
+        tokens: usize::MAX,
+    };
     for flag in flags {
         match flag.as_str() {
-            "--f32" => dtypes = vec![DtypeChoice::F32],
-            "--bf16" => dtypes = vec![DtypeChoice::Bf16],
-            "--stepwise" => stepwise = true,
-            other => {
-                return Err(format!("{other}: cuda_oracle [--f32 | --bf16] [--stepwise] [DIR...]").into());
-            }
+            "--f32" => asked.dtypes = vec![DtypeChoice::F32],
+            "--bf16" => asked.dtypes = vec![DtypeChoice::Bf16],
+            "--stepwise" => asked.chunk = 1,
+            "--patched" => asked.stock = false,
+            other => match other.strip_prefix("--tokens=").map(str::parse) {
+                Some(Ok(count)) => asked.tokens = count,
+                _ => return Err(format!("{other}: {USAGE}").into()),
+            },
         }
     }
     let given: Vec<PathBuf> = match folders {
@@ -67,12 +87,11 @@ fn check(flags: &[String], folders: &[String]) -> Result<usize> {
     for folder in &given {
         models.extend(models_in(folder)?);
     }
-    let chunk = if stepwise { 1 } else { GenerateOptions::default().prefill_chunk };
     let mut wrong = 0;
     for dir in &models {
-        for &dtype in &dtypes {
+        for &dtype in &asked.dtypes {
             // One that cannot be run says nothing about the others.
-            wrong += folder(dir, dtype, chunk).unwrap_or_else(|error| {
+            wrong += folder(dir, dtype, &asked).unwrap_or_else(|error| {
                 println!("{}, {dtype}: {error}", dir.display());
                 1
             });
@@ -98,13 +117,14 @@ fn models_in(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Stock and patched.
-fn folder(dir: &Path, dtype: DtypeChoice, chunk: usize) -> Result<usize> {
+fn folder(dir: &Path, dtype: DtypeChoice, asked: &Asked) -> Result<usize> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let cases = golden_folder::cases(dir)?;
     let default = PatchOptions { environment: false, ..PatchOptions::default() };
     let mut reference = None;
     let mut wrong = 0;
-    for (form, patch) in [("stock", None), ("patched", Some(default))] {
+    let forms = [("stock", None), ("patched", Some(default))];
+    for (form, patch) in forms.into_iter().skip(usize::from(!asked.stock)) {
         let start = Instant::now();
         let options = LoadOptions { dtype, device: DeviceChoice::Gpu, patch, ..LoadOptions::default() };
         let model = Model::load(dir, &options, &mut |_| {})?;
@@ -113,14 +133,14 @@ fn folder(dir: &Path, dtype: DtypeChoice, chunk: usize) -> Result<usize> {
         let (mut equal, mut notes) = (0, Vec::new());
         for case in &cases {
             let options = GenerateOptions {
-                max_tokens: case.tokens.len(),
+                max_tokens: case.tokens.len().min(asked.tokens),
                 ignore_eos: true,
-                prefill_chunk: chunk,
+                prefill_chunk: asked.chunk,
                 ..Default::default()
             };
             let tokens =
                 Session::new(&model).generate(&case.prompt, &options, &mut |_| Flow::Continue)?.tokens;
-            let Some(step) = (0..case.tokens.len()).find(|&i| tokens.get(i) != case.tokens.get(i)) else {
+            let Some(step) = (0..options.max_tokens).find(|&i| tokens.get(i) != case.tokens.get(i)) else {
                 equal += 1;
                 continue;
             };
@@ -129,7 +149,7 @@ fn folder(dir: &Path, dtype: DtypeChoice, chunk: usize) -> Result<usize> {
                 None => reference.insert(on_cpu(dir)?),
             };
             let golden = logits(exact, case, step, GenerateOptions::default().prefill_chunk)?;
-            let row = logits(&model, case, step, chunk)?;
+            let row = logits(&model, case, step, asked.chunk)?;
             let (found, token) = (tokens.get(step).copied(), case.tokens[step] as usize);
             let off = golden.iter().zip(&row).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
             let norm = |row: &mut dyn Iterator<Item = f32>| row.map(|v| v * v).sum::<f32>().sqrt();

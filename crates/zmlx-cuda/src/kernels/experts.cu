@@ -27,17 +27,23 @@ struct RowsAndChoice : RowsOfX {
   bool tells;
 
   DEVICE RowsAndChoice(const RowsOfX& rows, const Choice& c, int* to, bool tell) : RowsOfX(rows), choice(c), chosen(to), tells(tell) {}
-  DEVICE void place(const Room& room) {
-    __shared__ float ranks[GROUPS > 0 ? EXPERTS : 1], scores[K];
+  DEVICE float logit(int e) const { return load_rows(choice.logits + e); }
+  DEVICE void place(const Room& room, bool real) {
+    __shared__ float ranks[GROUPS > 0 ? EXPERTS : 1];
     if (threadIdx.x < 32) {
-      select([&](int e) { return choice.logits[e]; }, choice.bias, ranks, chosen, scores);
-      __syncwarp();
-      if (tells && threadIdx.x < K) {
-        choice.indices[threadIdx.x] = chosen[threadIdx.x];
-        choice.weights[threadIdx.x] = scores[threadIdx.x];
+      float logits[EACH];
+      load_logits([&](int e) { return logit(e); }, logits);
+      const int e = choose(logits, choice.bias, ranks);
+      if (threadIdx.x < K) chosen[threadIdx.x] = e;
+      if (real && tells) {
+        const float weight = weigh(logits, logit(e));
+        if (threadIdx.x < K) {
+          choice.indices[threadIdx.x] = e;
+          choice.weights[threadIdx.x] = weight;
+        }
       }
     }
-    RowsOfX::place(room);
+    RowsOfX::place(room, real);
   }
 };
 #endif

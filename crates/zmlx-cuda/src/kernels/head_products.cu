@@ -82,14 +82,14 @@ DEVICE Matrix of_head(Matrix m, int head) {
 
 // Brings the rows of a head: as they are, or their parts added up.
 struct RowsOfHead {
-  static constexpr bool MEETS = false;
+  static constexpr bool MEETS = false, REHEARSES = false;
   const float *x, *stats;
   Mixed mixed;
   int head;
 
   DEVICE void early() {}
   DEVICE void fetch() {}
-  DEVICE void place(const Room& room) {
+  DEVICE void place(const Room& room, bool) {
     if (SPLITS > 0) {
       place_factors(stats, mixed, head);
       __syncthreads();

@@ -147,9 +147,15 @@ constexpr bool X_HELD = X_EACH <= 12 && (!NORM || X_ROWS == 1);
 constexpr int X_KEPT = X_HELD ? X_EACH : 1;
 constexpr bool FACTOR_LATER = NORM && X_ROWS == 1;
 
+// Past the first-level cache where they have been read in a rehearsal: it may hold what was there before.
+DEVICE float4 load_rows(const float4* p) { return REHEARSED ? load_anew(p) : load_now(p); }
+DEVICE float load_rows(const float* p) { return REHEARSED ? load_anew(p) : *p; }
+
 struct RowsOfX {
   // Whether rows are placed, and all threads meet, before weights are known.
   static constexpr bool MEETS = false;
+  // Whether a rehearsal is possible: all that is read after it is read past the first-level cache.
+  static constexpr bool REHEARSES = X_HELD;
   const float* x;
   const float* weight;
   const float* scores;
@@ -176,14 +182,14 @@ struct RowsOfX {
       v[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       score[k] = 1.0f;
       if (i < X_ALL && quad / QUADS < UNITS) {
-        v[k] = load_now(reinterpret_cast<const float4*>(x + row * COLUMNS) + quad);
-        if (scores != nullptr) score[k] = scores[row];
+        v[k] = load_rows(reinterpret_cast<const float4*>(x + row * COLUMNS) + quad);
+        if (scores != nullptr) score[k] = load_rows(scores + row);
       }
     }
   }
 
-  // The caller's barrier comes after it.
-  DEVICE void place(const Room& room) {
+  // The caller's barrier comes after it. `real`: this is no rehearsal.
+  DEVICE void place(const Room& room, bool real) {
     if (X_HELD) {
       float sum = 0.0f;
 #pragma unroll
@@ -351,19 +357,40 @@ DEVICE void products(int tiles, const Room& room, MatrixOf matrix, RowOf row, Ro
   int tile = blockIdx.x;
   rows.early();
   if (EARLY) copy_up_to(DEPTH);
-  zmlx_wait();
-  rows.fetch();
-  if (Rows::MEETS) {
-    rows.place(room);
-    __syncthreads();
+  decltype(prepare(0, 0)) prepared;
+  // Brings rows, and what else the first tile takes. A rehearsal places what rows held before, which nobody looks at: the
+  // instructions are at hand then when the launches before are complete, which is worth a microsecond. It writes nothing that
+  // other launches may still read.
+  auto bring = [&](bool real) {
+    rows.fetch();
+    if (Rows::MEETS) {
+      rows.place(room, real);
+      __syncthreads();
+    }
+    if (real) {
+      prepared = prepare(min(tile, tiles - 1), first);
+      if (!EARLY) copy_up_to(1);
+    }
+    if (!Rows::MEETS) {
+      rows.place(room, real);
+      __syncthreads();
+    }
+    return rows.factor(room);
+  };
+  float factor = 1.0f;
+  if (REHEARSED && Rows::REHEARSES) {
+    // One loop, so that the instructions are the same.
+#pragma unroll 1
+    for (int pass = 0; pass < 2; pass++) {
+      if (pass == 1) zmlx_wait();
+      factor = bring(pass == 1);
+      // Nobody places rows while others still read the factor.
+      if (pass == 0) __syncthreads();
+    }
+  } else {
+    zmlx_wait();
+    factor = bring(true);
   }
-  auto prepared = prepare(min(tile, tiles - 1), first);
-  if (!EARLY) copy_up_to(1);
-  if (!Rows::MEETS) {
-    rows.place(room);
-    __syncthreads();
-  }
-  const float factor = rows.factor(room);
   moment(MOMENT_PLACED);
   int slot = 0;
   for (int round = 0; tile < tiles; round ^= 1) {

@@ -218,6 +218,9 @@ pub struct Plan {
     pub depth: usize,
     /// Blocks that a multiprocessor holds.
     pub resident: usize,
+    /// Whether a block places what x holds once before the launch before is complete, for the sake of the instructions, which are
+    /// then at hand when the real rows are there. For blocks that begin early enough.
+    pub rehearsed: bool,
 }
 
 /// Kernels that have a plan.
@@ -273,7 +276,7 @@ impl Plan {
         let tiles = work.rows.div_ceil(made * groups);
         let large = work.rows * work.columns * work.parts >= LARGE;
         let resident = tiles.div_ceil(super::MULTIPROCESSORS as usize).clamp(1, if large { 2 } else { 1 });
-        Self { lanes, rows, split, warps, depth: 0, resident }.as_deep_as_fits(work)
+        Self { lanes, rows, split, warps, depth: 0, resident, rehearsed: false }.as_deep_as_fits(work)
     }
 
     /// With as many chunks on their way as there are and shared memory has room for.
@@ -313,7 +316,7 @@ impl Plan {
     }
 
     pub(super) fn check(&self, kernel: &'static str, paired: bool) -> Result<(), KernelError> {
-        let Self { lanes, rows, split, warps, depth, resident } = *self;
+        let Self { lanes, rows, split, warps, depth, resident, rehearsed: _ } = *self;
         size(kernel, "lanes a row", lanes, [8, 16, 32].contains(&lanes), "8, 16 or 32")?;
         let least = if paired { 2 } else { 1 };
         let good = rows.is_power_of_two() && (least..=8).contains(&rows);
@@ -334,6 +337,7 @@ impl Plan {
         work.format.constants(to);
         to.int("COLUMNS", work.columns).int("LANES", self.lanes).int("ROWS_A_LANE", self.rows);
         to.int("SPLIT", self.split).int("WARPS", self.warps).int("DEPTH", self.depth);
+        to.flag("REHEARSED", self.rehearsed);
         to.flag("WORDS", !work.odd)
             .int("PARTS", work.parts)
             .int("TOKENS", work.tokens)

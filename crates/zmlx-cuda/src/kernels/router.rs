@@ -202,7 +202,15 @@ impl Router {
         let units = columns / format.codes();
         let split = units.div_ceil(32).clamp(1, 8);
         let groups = select.experts.div_ceil(128).max(4usize.div_ceil(split)).min(16 / split).max(1);
-        let plan = Plan { lanes: 32, rows: 1, split, warps: split * groups, depth: 4, resident: 1 };
+        let plan = Plan {
+            lanes: 32,
+            rows: 1,
+            split,
+            warps: split * groups,
+            depth: 4,
+            resident: 1,
+            rehearsed: false,
+        };
         Self { select, columns, format, tokens, norm: None, bias: false, plan }
     }
 

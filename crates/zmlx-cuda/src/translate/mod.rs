@@ -187,12 +187,29 @@ impl<'a> Translator<'a> {
                 Ok(launch) => launch.shared as usize <= self.request.shared_memory,
                 Err(error) => !matches!(error, KernelError::Shared { .. }),
             };
-            let depth = &mut kernel.plan_mut().depth;
-            if fits || *depth <= 1 {
-                return made(source, launch);
+            let plan = kernel.plan_mut();
+            if fits || plan.depth <= 1 {
+                let made = made(source, launch)?;
+                if plan.rehearsed || !self.begins_early(&made.1) {
+                    return Ok(made);
+                }
+                // Blocks that begin late would be kept from their work by it.
+                plan.rehearsed = true;
+                continue;
             }
-            *depth -= 1;
+            plan.depth -= 1;
         }
+    }
+
+    /// Whether a multiprocessor has room for the blocks of a launch beside those of the launch before it.
+    fn begins_early(&self, launch: &Launch) -> bool {
+        let Some(before) = self.steps.last().map(|step| &step.launch) else { return false };
+        let blocks = |l: &Launch| l.blocks().div_ceil(self.request.multiprocessors as usize);
+        let threads = |l: &Launch| blocks(l) * l.block.iter().map(|&n| n as usize).product::<usize>();
+        // A block takes 1 KiB more than it asks for, and threads have 64 registers of 65,536.
+        let shared = |l: &Launch| blocks(l) * (l.shared as usize + 1024);
+        shared(before) + shared(launch) <= self.request.shared_memory + 1024
+            && threads(before) + threads(launch) <= 1024
     }
 
     /// Adds a launch.
