@@ -65,6 +65,20 @@ fn lfm2_8b_takes_five_launches_a_layer() {
     assert!((870_000_000..890_000_000).contains(&bytes), "{bytes}");
 }
 
+/// Blocks that have no room beside those of the launch before begin late: a rehearsal would only hold them up.
+#[test]
+fn blocks_rehearse_where_they_begin_early() {
+    let plan = outline(&published("qwen3_30b", 4), Dtype::Bfloat16, 1024).unwrap();
+    let mut rehearsed: BTreeMap<&str, usize> = BTreeMap::new();
+    for step in plan.steps.iter().filter(|s| s.source.device.contains("constexpr bool REHEARSED = true;")) {
+        *rehearsed.entry(step.name).or_default() += 1;
+    }
+    // What experts up has on its way leaves no room for experts down.
+    let expected =
+        BTreeMap::from([("qkv", 48), ("linear", 48), ("router", 48), ("experts gate + up + activation", 48)]);
+    assert_eq!(rehearsed, expected);
+}
+
 #[test]
 fn qwen3_30b_takes_six_launches_a_layer() {
     let (counts, bytes) = counted(&published("qwen3_30b", 4));
