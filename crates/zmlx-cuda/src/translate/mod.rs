@@ -175,7 +175,8 @@ impl<'a> Translator<'a> {
         self.shared_room([count, 1])
     }
 
-    /// A product's kernel and launch. Plans are made for an H100: where a block has less shared memory, less is on its way.
+    /// A product's kernel and launch. Plans are made for an H100: where a block has less shared memory, less is on its way. Its
+    /// blocks rehearse if they begin early.
     fn product<K: Planned>(
         &self,
         mut kernel: K,
