@@ -55,7 +55,8 @@ fn main() -> Result<()> {
 
 fn shape(name: &str, options: Options) -> Result<()> {
     let start = Instant::now();
-    let (executor, vocabulary) = support::random_shape(name)?;
+    let (executor, blueprint) = support::random_shape(name)?;
+    let vocabulary = blueprint.info.vocab_size;
     let device = executor.cuda_device().map_or("?", |d| d.name.as_str());
     println!("{name} on {device}: ready after {:.1} s", start.elapsed().as_secs_f64());
     // Tokens that differ from sequence to sequence.

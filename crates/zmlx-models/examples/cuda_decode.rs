@@ -18,17 +18,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde_json::{Value, json};
-use zmlx_graph::pattern::{Backend, Choice, rewrite};
-use zmlx_graph::weights::TensorSpec;
-use zmlx_graph::{Executor, Fidelity, GraphError, Held, State, Wanted, patterns};
+use serde_json::Value;
+use zmlx_graph::{Executor, GraphError, State, Wanted};
 use zmlx_mlx::stream::{Device, Stream, with_stream};
-use zmlx_mlx::{Array, Dtype, eval, ops, random};
+use zmlx_mlx::{Array, Dtype, eval};
 use zmlx_models::measured::{Form, Measured, appendable, commit, today};
-use zmlx_models::random::MODELS;
 use zmlx_models::{
-    Blueprint, DeviceChoice, DtypeChoice, Flow, GenerateOptions, LoadOptions, Model, ModelConfig,
-    PatchOptions, Session,
+    Blueprint, DeviceChoice, DtypeChoice, Flow, GenerateOptions, LoadOptions, Model, PatchOptions, Session,
 };
 
 #[path = "cuda_decode/compare.rs"]
@@ -37,10 +33,12 @@ mod compare;
 mod launches;
 #[path = "cuda_decode/prefill.rs"]
 mod prefill;
+mod support;
 
 use compare::compare;
 use launches::{timeline, times};
 use prefill::{prefill_ops, prefill_rates};
+use support::random_shape;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -168,62 +166,9 @@ struct Pair {
 }
 
 fn make(name: &str) -> Result<Pair> {
-    let model = MODELS.iter().find(|m| m.name == name);
-    let known = || MODELS.iter().map(|m| m.name).collect::<Vec<_>>().join(", ");
-    let model = model.ok_or_else(|| format!("{name} is none of embedded, {}", known()))?;
-    let mut config = (model.config)();
-    if config.get("quantization").is_none() {
-        config["quantization"] = json!({"group_size": 64, "bits": 4});
-    }
-    let config = ModelConfig::from_json(config.as_object().cloned().unwrap_or_default());
-    let blueprint = Blueprint::from_config(&config)?;
-    let choice = Choice {
-        patterns: patterns::ALL.iter().copied().filter(|p| p.class <= Fidelity::TokenIdentical).collect(),
-        max_class: Fidelity::TokenIdentical,
-        backend: Backend::Cuda,
-    };
-    let patched = Arc::new(rewrite(&blueprint.graph, &choice)?.graph);
-    let mut key = random::key(0)?;
-    let mut failure = None;
-    let tensor = |spec: &TensorSpec| match tensor(spec, &mut key) {
-        Ok(array) => Some(array),
-        Err(error) => {
-            failure.get_or_insert(error);
-            None
-        }
-    };
-    let made = Held::none().cuda(patched, tensor);
-    if let Some(error) = failure {
-        return Err(error.into());
-    }
-    let (past, refusal) = made?;
-    if let Some(reason) = refusal {
-        return Err(format!("{name} does not decode past MLX: {reason}").into());
-    }
+    let (past, blueprint) = random_shape(name)?;
     let stock = past.held().stock(Arc::new(blueprint.graph.clone()), |_| None)?;
     Ok(Pair { stock, past, blueprint })
-}
-
-/// Random values on the GPU whose products have about the size of their input.
-fn tensor(spec: &TensorSpec, key: &mut Array) -> zmlx_mlx::Result<Array> {
-    let (own, rest) = random::split(key)?;
-    *key = rest;
-    let array = match (spec.float, spec.name.rsplit('.').next().unwrap_or("")) {
-        (false, "scales") => ops::full(&spec.shape, &Array::scalar(120u8)?, Dtype::Uint8)?,
-        (false, _) => random::bits(&spec.shape, 4, &own)?,
-        (true, "scales" | "biases") => {
-            // Codes of 4 bits around 0, with a standard deviation of 0.02.
-            let value = if spec.name.ends_with("scales") { 0.0043f32 } else { -0.0043 * 7.5 };
-            ops::full(&spec.shape, &Array::scalar(value)?, Dtype::Bfloat16)?
-        }
-        (true, _) if spec.shape.len() == 1 => ops::ones(&spec.shape, Dtype::Bfloat16)?,
-        (true, _) => {
-            let x = random::normal(&spec.shape, Dtype::Float32, None, None, &own)?;
-            x.multiply_scalar(0.02)?.astype(Dtype::Bfloat16)?
-        }
-    };
-    array.eval()?;
-    Ok(array)
 }
 
 /// Stock and past MLX in turn.

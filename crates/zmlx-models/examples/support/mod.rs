@@ -11,8 +11,8 @@ use zmlx_mlx::{Array, Dtype, ops, random};
 use zmlx_models::random::MODELS;
 use zmlx_models::{Blueprint, ModelConfig};
 
-/// An executor that decodes a published shape past MLX, with random 4-bit weights made on the GPU, and its vocabulary.
-pub fn random_shape(name: &str) -> Result<(Executor, usize), Box<dyn Error>> {
+/// An executor that decodes a published shape past MLX, with random 4-bit weights made on the GPU, and what it is of.
+pub fn random_shape(name: &str) -> Result<(Executor, Blueprint), Box<dyn Error>> {
     let known = || MODELS.iter().map(|m| m.name).collect::<Vec<_>>().join(", ");
     let model = MODELS.iter().find(|m| m.name == name);
     let model = model.ok_or_else(|| format!("{name} is none of {}", known()))?;
@@ -43,7 +43,7 @@ pub fn random_shape(name: &str) -> Result<(Executor, usize), Box<dyn Error>> {
     }
     match made? {
         (_, Some(reason)) => Err(format!("{name} does not decode past MLX: {reason}").into()),
-        (past, None) => Ok((past, blueprint.info.vocab_size)),
+        (past, None) => Ok((past, blueprint)),
     }
 }
 
