@@ -85,7 +85,7 @@ fn check(flags: &[String], folders: &[String]) -> Result<usize> {
     };
     let mut models = Vec::new();
     for folder in &given {
-        models.extend(models_in(folder)?);
+        models.extend(golden_folder::models(folder)?);
     }
     let mut wrong = 0;
     for dir in &models {
@@ -98,22 +98,6 @@ fn check(flags: &[String], folders: &[String]) -> Result<usize> {
         }
     }
     Ok(wrong)
-}
-
-/// The model folders in a folder, or the folder itself if it is one.
-fn models_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    if folder.join("config.json").exists() {
-        return Ok(vec![folder.to_owned()]);
-    }
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))? {
-        let path = entry?.path();
-        if path.join("config.json").exists() {
-            found.push(path);
-        }
-    }
-    found.sort();
-    if found.is_empty() { Err(format!("{}: no model", folder.display()).into()) } else { Ok(found) }
 }
 
 /// Stock and patched.

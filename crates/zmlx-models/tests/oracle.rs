@@ -12,7 +12,7 @@
 mod golden_folder;
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use golden_folder::{Case, LOGITS, committed};
 use zmlx_models::{
@@ -84,21 +84,9 @@ fn smallest_gap(case: &Case) -> f64 {
     case.router_gap_by_width.values().copied().fold(f64::INFINITY, f64::min)
 }
 
-/// The model folders in a folder, or the folder itself if it is one.
-fn models(folder: &Path) -> Vec<PathBuf> {
-    if folder.join("config.json").exists() {
-        return vec![folder.to_owned()];
-    }
-    let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-    let mut found: Vec<PathBuf> = entries.map(|e| e.unwrap().path()).collect();
-    found.retain(|dir| dir.join("config.json").exists());
-    found.sort();
-    found
-}
-
 #[test]
 fn each_folder_has_a_line() {
-    let found = models(&committed());
+    let found = golden_folder::models(&committed()).unwrap();
     let mut found: Vec<&str> = found.iter().map(|d| d.file_name().unwrap().to_str().unwrap()).collect();
     let mut listed = FOLDERS.to_vec();
     found.sort_unstable();
@@ -109,8 +97,7 @@ fn each_folder_has_a_line() {
 #[test]
 fn more_folders_where_they_are_at_hand() {
     let Some(folder) = std::env::var_os("ZMLX_ORACLE_DIR") else { return };
-    let models = models(Path::new(&folder));
-    assert!(!models.is_empty(), "ZMLX_ORACLE_DIR: {folder:?} holds no model");
+    let models = golden_folder::models(Path::new(&folder)).unwrap_or_else(|e| panic!("ZMLX_ORACLE_DIR: {e}"));
     let failures: Vec<String> = models.iter().filter_map(|dir| check(dir, None).err()).collect();
     assert!(failures.is_empty(), "{} of {} folders:\n{}", failures.len(), models.len(), failures.concat());
 }

@@ -36,6 +36,23 @@ pub fn committed() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle")
 }
 
+/// The model folders in a folder, or the folder itself if it is one.
+pub fn models(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    if folder.join("config.json").exists() {
+        return Ok(vec![folder.to_owned()]);
+    }
+    let fail = |e: std::io::Error| format!("{}: {e}", folder.display());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        if path.join("config.json").exists() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    if found.is_empty() { Err(format!("{}: no model", folder.display())) } else { Ok(found) }
+}
+
 /// The cases of a folder.
 pub fn cases(dir: &Path) -> Result<Vec<Case>, String> {
     let text = std::fs::read_to_string(dir.join("golden.json")).map_err(|e| format!("golden.json: {e}"))?;
