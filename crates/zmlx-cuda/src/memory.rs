@@ -32,6 +32,7 @@ impl DeviceBuffer {
         let buffer = Self { device: Arc::clone(device), address, bytes };
         // SAFETY: the range has just been made, and nobody else knows of it.
         driver("cuMemsetD8", unsafe { cu::memset_d8_sync(address, 0, size) })?;
+        settled()?;
         Ok(buffer)
     }
 
@@ -41,8 +42,7 @@ impl DeviceBuffer {
     /// [`CudaError::OutOfMemory`].
     pub fn of(device: &Arc<Device>, bytes: &[u8], what: &'static str) -> Result<Self> {
         let buffer = Self::new(device, bytes.len(), what)?;
-        // SAFETY: room for as many bytes; the call returns when they are copied.
-        driver("cuMemcpyHtoD", unsafe { cu::memcpy_htod_sync(buffer.address, bytes) })?;
+        buffer.fill(bytes)?;
         Ok(buffer)
     }
 
@@ -83,8 +83,9 @@ impl DeviceBuffer {
             return Err(CudaError::Argument(format!("{} bytes into {}", bytes.len(), self.bytes)));
         }
         self.device.bind()?;
-        // SAFETY: within the buffer; the call returns when they are copied.
-        driver("cuMemcpyHtoD", unsafe { cu::memcpy_htod_sync(self.address, bytes) })
+        // SAFETY: within the buffer; the bytes are staged when the call returns.
+        driver("cuMemcpyHtoD", unsafe { cu::memcpy_htod_sync(self.address, bytes) })?;
+        settled()
     }
 
     /// Its first bytes, when the stream has done what it was given before.
@@ -108,6 +109,14 @@ impl Drop for DeviceBuffer {
             let _ = unsafe { cu::free_sync(self.address) };
         }
     }
+}
+
+/// Waits for what was put on the context's own stream. Its calls may return before the GPU has done what they ask (filling
+/// always, copying from pageable memory once it is staged), and our streams do not wait for it: on a GPU that others keep
+/// busy a kernel has seen zeros arrive after what it wrote.
+fn settled() -> Result<()> {
+    // SAFETY: the context's own stream, which is always there.
+    driver("cuStreamSynchronize", unsafe { cu::stream::synchronize(std::ptr::null_mut()) })
 }
 
 fn out_of_memory(error: DriverError, bytes: usize, what: &'static str) -> CudaError {

@@ -18,11 +18,13 @@ use zmlx_mlx::{Array, Dtype, eval, ops, random};
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Name, experts, outputs, columns, and numbers of rows.
-const SHAPES: [(&str, i32, i32, i32, [i32; 3]); 4] = [
+const SHAPES: [(&str, i32, i32, i32, [i32; 3]); 5] = [
     ("lfm2 up", 32, 1792, 2048, [8192, 512, 128]),
     ("lfm2 down", 32, 2048, 1792, [8192, 512, 128]),
     ("qwen3 up", 128, 768, 2048, [16384, 2048, 512]),
     ("qwen3 down", 128, 2048, 768, [16384, 2048, 512]),
+    // Blocks and rows that are not full, for compute-sanitizer.
+    ("small", 4, 160, 256, [600, 96, 40]),
 ];
 const TILES: [Tile; 4] = [
     Tile { out_warps: 4, token_warps: 1, tokens: 128, stages: 4 },

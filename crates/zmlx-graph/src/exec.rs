@@ -226,6 +226,22 @@ impl Executor {
         self.walk(tokens, state, wanted, &mut |_| Ok(()))
     }
 
+    /// As [`Self::run`], but `change` is shown what each node on MLX gave, by the node's number and before others read it, and
+    /// may put other arrays in place of the outputs. It does not see nodes that run on the engine or past MLX.
+    pub fn run_changed(
+        &self,
+        tokens: &Array,
+        state: &mut State,
+        change: &mut dyn FnMut(usize, &mut Vec<Array>) -> zmlx_mlx::Result<()>,
+    ) -> Result<Array> {
+        let missing = || GraphError::Malformed("the output has no value".to_owned());
+        let logits = self.walk(tokens, state, Wanted::All, &mut |done| match done {
+            Done::Node { index, outputs, .. } => change(index, outputs),
+            Done::Tokens { .. } | Done::Region { .. } => Ok(()),
+        })?;
+        logits.ok_or_else(missing)
+    }
+
     /// Its weights, for other executors of the same model to share.
     pub fn held(&self) -> Held {
         let bound = self.weights.iter().enumerate();

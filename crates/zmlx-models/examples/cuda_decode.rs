@@ -1,8 +1,6 @@
-//! Checks and times decode past MLX on an NVIDIA GPU: `cuda_decode embedded`, then `cuda_decode lfm2_8b qwen3_30b`.
+//! Checks and times decode past MLX on an NVIDIA GPU: `cuda_decode lfm2_8b qwen3_30b`.
 //!
-//! `embedded`: the embedded model's greedy tokens in float32 and bfloat16 beside those of `fixtures/`, which mlx-lm gave on
-//! a CPU; the first that differs is shown with the margin that the CPU saw there.
-//! Any other name: a published shape with random 4-bit weights made on the GPU. The logits of the same tokens on stock MLX
+//! Each name is a published shape, with random 4-bit weights made on the GPU. The logits of the same tokens on stock MLX
 //! and past it beside float32, with the first step at which the likeliest token differs; then 128 tokens after a prompt of
 //! 64, three times each, interleaved; with `--prefill` prompts of 128, 512 and 2,048 tokens in one call; with `--launches`
 //! the time of each launch; with `--context N` after a prompt of N.
@@ -14,18 +12,15 @@
 //! `ZMLX_CUDA_OVERLAP=0` compares with launches that wait for one another.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde_json::Value;
 use zmlx_graph::{Executor, GraphError, State, Wanted};
 use zmlx_mlx::stream::{Device, Stream, with_stream};
 use zmlx_mlx::{Array, Dtype, eval};
+use zmlx_models::Blueprint;
 use zmlx_models::measured::{Form, Measured, appendable, commit, today};
-use zmlx_models::{
-    Blueprint, DeviceChoice, DtypeChoice, Flow, GenerateOptions, LoadOptions, Model, PatchOptions, Session,
-};
 
 #[path = "cuda_decode/compare.rs"]
 mod compare;
@@ -100,10 +95,6 @@ fn main() -> Result<()> {
     let asked = Asked::read(std::env::args().skip(1))?;
     for name in &asked.names {
         let measured = match name.as_str() {
-            "embedded" => {
-                embedded()?;
-                continue;
-            }
             name if asked.past => past_alone(name, &asked)?,
             name if asked.ops => {
                 prefill_ops(name)?;
@@ -113,46 +104,6 @@ fn main() -> Result<()> {
         };
         if let Some(path) = &asked.json {
             measured.append(path)?;
-        }
-    }
-    Ok(())
-}
-
-fn embedded() -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let golden: Value = serde_json::from_str(include_str!("../../../fixtures/tiny-lfm2-moe.golden.json"))?;
-    let folder = match root.join("models/tiny-lfm2-moe") {
-        folder if folder.is_dir() => folder,
-        _ => zmlx_models::embedded_model_dir()?,
-    };
-    for dtype in [DtypeChoice::F32, DtypeChoice::Bf16] {
-        let patch = Some(PatchOptions { environment: false, ..PatchOptions::default() });
-        let options = LoadOptions { dtype, device: DeviceChoice::Gpu, patch, ..LoadOptions::default() };
-        let start = Instant::now();
-        let model = Model::load(&folder, &options, &mut |_| {})?;
-        println!("embedded, {dtype}: ready after {:.2} s", start.elapsed().as_secs_f64());
-        for case in golden["cases"].as_array().into_iter().flatten() {
-            let ids = |name: &str| -> Vec<u32> {
-                case[name]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|v| v.as_u64())
-                    .map(|v| v as u32)
-                    .collect()
-            };
-            let (prompt, wanted) = (ids("prompt_ids"), ids("tokens"));
-            let options = GenerateOptions { max_tokens: 100, ignore_eos: true, ..GenerateOptions::default() };
-            let done = Session::new(&model).generate(&prompt, &options, &mut |_| Flow::Continue)?;
-            let differs = (0..100).find(|&i| done.tokens.get(i) != wanted.get(i));
-            let verdict = differs.map_or("100 tokens are the CPU's".to_owned(), |at| {
-                let (got, want) = (done.tokens[at], wanted[at]);
-                format!("token {at} is {got}, the CPU's {want}, margin there {}", case["margins"][at])
-            });
-            println!("  prompt of {}: {verdict}; {:.0} tok/s", prompt.len(), done.decode_tps);
-        }
-        if let Some(report) = model.patch_report() {
-            println!("{report}");
         }
     }
     Ok(())

@@ -51,6 +51,7 @@ mod source;
 pub mod stop;
 pub mod survey;
 mod tensors;
+pub mod tipped;
 pub mod tokenizer;
 
 pub use blueprint::{Blueprint, CudaBlueprint, CudaLaunches, PatchedBlueprint, SizesFrom};

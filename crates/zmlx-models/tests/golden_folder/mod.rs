@@ -12,7 +12,7 @@ use zmlx_mlx::io;
 pub const LOGITS: f32 = 1e-3;
 
 /// A prompt, and what comes after it.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 pub struct Case {
     pub prompt: Vec<u32>,
     /// Greedy tokens.
