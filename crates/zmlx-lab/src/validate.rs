@@ -123,7 +123,9 @@ pub fn validate(
     capsule.notes = notes;
     arms.describe(&mut capsule)?;
     let errors = options.reference.map(|Reference::F32| forced.errors(stock_is_reference));
-    capsule.fidelity = Some(judge(arms.class(), forced, errors));
+    let fidelity = judge(arms.class(), forced, errors);
+    capsule.notes.extend(dtype_note(&capsule.model.dtype, &fidelity));
+    capsule.fidelity = Some(fidelity);
     capsule.roofline = roofline(probe.as_ref(), &timings.probes, &capsule.machine, &capsule.model);
     let above_roofline = match records(&timings, capsule.roofline.as_ref()) {
         Ok(records) => {
@@ -138,6 +140,17 @@ pub fn validate(
     };
     capsule.gains = gains(&capsule);
     Ok(Validated { capsule, above_roofline })
+}
+
+/// What a failure in 16 bits does not say.
+fn dtype_note(dtype: &str, fidelity: &Fidelity) -> Option<String> {
+    let told = dtype != "float32" && !fidelity.gate.passed;
+    told.then(|| {
+        format!(
+            "{dtype}: stock rounds every value to it, fused ops keep float32 within, so margins as small as that rounding \
+             tip; --dtype f32 holds the ops to their class, --reference f32 shows which side is nearer to float32"
+        )
+    })
 }
 
 fn judge(class: Class, forced: Forced, reference: Option<ReferenceErrors>) -> Fidelity {
@@ -324,6 +337,21 @@ mod tests {
             let gate = Gate::judge(class, std::slice::from_ref(&found), None);
             assert!(!gate.passed, "{class}: {gate:?}");
         }
+    }
+
+    #[test]
+    fn a_failure_in_16_bits_names_what_would_tell_more() {
+        let with = |passed| Fidelity {
+            class: Class::TokenIdentical,
+            prompts: Vec::new(),
+            logits: LogitDifference::default(),
+            reference: None,
+            gate: Gate { passed, ..Gate::default() },
+        };
+        assert_eq!(dtype_note("float32", &with(false)), None);
+        assert_eq!(dtype_note("bfloat16", &with(true)), None);
+        let note = dtype_note("bfloat16", &with(false)).unwrap();
+        assert!(note.starts_with("bfloat16: ") && note.contains("--dtype f32"), "{note}");
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! golden tokens in `fixtures/`. In float32 and in bfloat16, stock on MLX and patched by the
 //! default preset, each prompt is followed by the greedy tokens. Where they part from the golden ones the step is shown with
 //! the golden margin there and how far the logits of that step are from those in float32 on the CPU. Where they are off by
-//! more than [`NOISE`], experts whose scores nearly tie must account for it: with those choices turned over, float32 on
-//! the CPU gives these logits (`zmlx_models::tipped`). If none do that counts as wrong, and so do tokens that are not the
+//! more than [`NOISE`], rounded caches or experts whose scores nearly tie must account for it: with those, float32 on the
+//! CPU gives these logits (`zmlx_models::tipped`). If none do that counts as wrong, and so do tokens that are not the
 //! likeliest of their step fed again; both end the program with status 1, but for what runs on MLX in bfloat16, which is not explained.
 //! `--f32` and `--bf16` take one of the two dtypes. `--stepwise`: prompts token by token, since MLX compiles kernels for each
 //! shape of a longer call, which takes minutes. `--patched`: that alone. `--tokens=N`: no more than N of the golden tokens.
@@ -23,7 +23,7 @@ use std::time::Instant;
 use golden_folder::Case;
 use serde::Deserialize;
 use zmlx_mlx::Dtype;
-use zmlx_models::tipped::{Explanation, Kind, Tip, explain};
+use zmlx_models::tipped::{Allowed, Explanation, Kind, Tip, explain};
 use zmlx_models::{
     DeviceChoice, DtypeChoice, Flow, GenerateOptions, LoadOptions, Model, PatchOptions, Session,
 };
@@ -214,7 +214,7 @@ fn compare(golden: &Golden, dtype: DtypeChoice, asked: &Asked) -> Result<usize> 
                 (true, true) => Ok("rounding".to_owned()),
                 (true, false) if ours => {
                     let fed: Vec<u32> = case.prompt.iter().chain(&case.tokens[..step]).copied().collect();
-                    let found = explain(exact, &fed, &row, NOISE, ROUTER_TIE)?;
+                    let found = explain(exact, &fed, &row, &allowed(dtype))?;
                     if found.after <= NOISE {
                         Ok(told(&found))
                     } else {
@@ -243,13 +243,20 @@ fn compare(golden: &Golden, dtype: DtypeChoice, asked: &Asked) -> Result<usize> 
     Ok(wrong)
 }
 
+/// What may account for logits in that dtype.
+fn allowed(dtype: DtypeChoice) -> Allowed {
+    let caches = (dtype == DtypeChoice::Bf16).then_some(Dtype::Bfloat16);
+    Allowed { caches, gap: ROUTER_TIE, distance: NOISE }
+}
+
 fn told(found: &Explanation) -> String {
     let tip = |t: &Tip| {
         let kind = if t.kind == Kind::Group { "group " } else { "" };
-        format!("{} token {}: {kind}{} for {}, gap {:.1e}", t.path, t.position, t.to, t.from, t.gap)
+        format!("; {} token {}: {kind}{} for {}, gap {:.1e}", t.path, t.position, t.to, t.from, t.gap)
     };
-    let tips: Vec<String> = found.tips.iter().map(tip).collect();
-    format!("{:.1e} with choices of experts turned over ({})", found.after, tips.join("; "))
+    let rounded = found.rounded.map_or_else(String::new, |off| format!("{off:.1e} with rounded caches, "));
+    let tips: String = found.tips.iter().map(tip).collect();
+    format!("{rounded}{:.1e} with {} choices of experts turned over{tips}", found.after, found.tips.len())
 }
 
 /// The model in float32 on the CPU, which gives the golden tokens.

@@ -1,9 +1,10 @@
-//! Whether other logits come of experts whose scores nearly tie.
+//! Whether other logits come of caches in 16 bits, and of experts whose scores nearly tie.
 //!
 //! A router chooses the `k` experts of the largest scores, some after it has chosen among groups of experts. Where the score
 //! that is just chosen and the one that is just not lie closer than rounding moves them, 16 bits choose another than
-//! float32, and the logits of that step and of all that read its caches move far. [`explain`] shows that this is what
-//! happened: it runs the exact model again with such choices turned over, and says with which of them its logits are the
+//! float32, and the logits of that step and of all that read its caches move far. Attention whose scores are large turns
+//! likewise on keys that were rounded to 16 bits. [`explain`] shows that this is what happened: it runs the exact model
+//! again with rounded keys and values and with such choices turned over, and says with which of them its logits are the
 //! others.
 
 use std::collections::BTreeMap;
@@ -16,6 +17,8 @@ use zmlx_mlx::{Array, Dtype};
 
 use crate::Model;
 
+/// The op that puts keys and values into a cache and gives all that are in it.
+const APPEND: &str = "kv_append";
 /// Most choices that are turned over one by one to find the next.
 const TRIED: usize = 96;
 /// Most choices that one explanation has.
@@ -50,6 +53,17 @@ pub struct Tip {
     pub gap: f32,
 }
 
+/// What [`explain`] may change.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Allowed {
+    /// The dtype that keys and values are rounded to, if the other model's caches are in one of 16 bits.
+    pub caches: Option<Dtype>,
+    /// The largest [gap](Tip::gap) of a choice.
+    pub gap: f32,
+    /// How far logits may be off in the end, as a part of their norm.
+    pub distance: f32,
+}
+
 /// What [`explain`] found.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Explanation {
@@ -57,7 +71,9 @@ pub struct Explanation {
     pub tips: Vec<Tip>,
     /// `||exact - other|| / ||exact||` of the logits as they are.
     pub before: f32,
-    /// The same with all choices of `tips` turned over.
+    /// The same with rounded keys and values, if that is allowed.
+    pub rounded: Option<f32>,
+    /// The same with all choices of `tips` turned over as well.
     pub after: f32,
 }
 
@@ -74,10 +90,10 @@ struct Run {
     close: Vec<(Place, Tip)>,
 }
 
-/// With which choices of experts turned over `exact`'s logits after `tokens` are `other` (`[vocabulary]`) but for `distance`, a
-/// part of their norm. Greedy: each time that choice which helps most, of the 96 closest with a [gap](Tip::gap) of `gap` at
-/// most, until the distance is reached, six were taken or none takes a tenth of what is left. Choices of positions
-/// (sparse attention) are left as they are.
+/// With which choices of experts turned over, on rounded keys and values if that is allowed, `exact`'s logits after `tokens` are
+/// `other` (`[vocabulary]`) but for [`Allowed::distance`]. Greedy: each time that choice which helps most, of the 96 closest
+/// that are allowed, until the distance is reached, six were taken or none takes a tenth of what is left. Choices of
+/// positions (sparse attention) are left as they are.
 ///
 /// `exact` is a model that is not patched, so that each of its nodes is seen.
 ///
@@ -87,21 +103,24 @@ pub fn explain(
     exact: &Model,
     tokens: &[u32],
     other: &[f32],
-    distance: f32,
-    gap: f32,
+    allowed: &Allowed,
 ) -> Result<Explanation, GraphError> {
     let mut changes = Changes::new();
-    let mut now = run(exact, tokens, other, &changes)?;
+    let mut now = run(exact, tokens, other, &changes, None)?;
     let before = now.distance;
+    if allowed.caches.is_some() {
+        now = run(exact, tokens, other, &changes, allowed.caches)?;
+    }
+    let rounded = allowed.caches.map(|_| now.distance);
     let mut tips = Vec::new();
-    while now.distance > distance && tips.len() < MOST {
-        let close = now.close.iter().take_while(|(_, tip)| tip.gap <= gap);
+    while now.distance > allowed.distance && tips.len() < MOST {
+        let close = now.close.iter().take_while(|(_, tip)| tip.gap <= allowed.gap);
         let untouched = close.filter(|(place, _)| !changes.contains_key(place));
         let mut best: Option<(Place, Tip, Run)> = None;
         for (place, tip) in untouched.take(TRIED) {
             let mut with = changes.clone();
             with.insert(*place, (tip.from, tip.to));
-            let made = run(exact, tokens, other, &with)?;
+            let made = run(exact, tokens, other, &with, allowed.caches)?;
             if best.as_ref().is_none_or(|(.., best)| made.distance < best.distance) {
                 best = Some((*place, tip.clone(), made));
             }
@@ -115,7 +134,7 @@ pub fn explain(
             _ => break,
         }
     }
-    Ok(Explanation { tips, before, after: now.distance })
+    Ok(Explanation { tips, before, rounded, after: now.distance })
 }
 
 /// An op that chooses by the scores that are its first input.
@@ -217,8 +236,14 @@ impl Chooser {
     }
 }
 
-/// The exact model with some choices turned over, from nothing.
-fn run(exact: &Model, tokens: &[u32], other: &[f32], changes: &Changes) -> Result<Run, GraphError> {
+/// The exact model with some choices turned over and keys and values rounded to `caches`, from nothing.
+fn run(
+    exact: &Model,
+    tokens: &[u32],
+    other: &[f32],
+    changes: &Changes,
+    caches: Option<Dtype>,
+) -> Result<Run, GraphError> {
     let executor = exact.executor();
     let nodes = &executor.graph().nodes;
     let choosers: Vec<Option<Chooser>> = nodes.iter().map(Chooser::of).collect();
@@ -237,6 +262,11 @@ fn run(exact: &Model, tokens: &[u32], other: &[f32], changes: &Changes) -> Resul
                 let turned: Vec<_> = turned.map(|((_, position), change)| (*position, *change)).collect();
                 if let Some(scores) = scores.get(&from).filter(|_| !turned.is_empty()) {
                     outputs[0] = chooser.turned(scores, &outputs[0], &turned)?;
+                }
+            }
+            if let Some(dtype) = caches.filter(|_| nodes[node].op.name() == APPEND) {
+                for array in outputs.iter_mut() {
+                    *array = array.astype(dtype)?.astype(array.dtype())?;
                 }
             }
             for (output, array) in outputs.iter().enumerate() {

@@ -5,7 +5,7 @@ mod golden_folder;
 use zmlx_graph::GraphError;
 use zmlx_mlx::stream::with_stream;
 use zmlx_mlx::{Array, Dtype};
-use zmlx_models::tipped::{Kind, Tip, explain};
+use zmlx_models::tipped::{Allowed, Kind, Tip, explain};
 use zmlx_models::{DeviceChoice, DtypeChoice, LoadOptions, Model};
 
 /// The tokens of a prompt of 11 and some that follow it.
@@ -16,6 +16,10 @@ fn model_and_tokens(name: &str) -> (Model, Vec<u32>) {
     let case = golden_folder::cases(&dir).unwrap().swap_remove(1);
     let tokens = case.prompt.iter().chain(&case.tokens[..6]).copied().collect();
     (Model::load(&dir, &options, &mut |_| {}).unwrap(), tokens)
+}
+
+fn allowed(distance: f32, gap: f32) -> Allowed {
+    Allowed { caches: None, gap, distance }
 }
 
 /// The last logits with some choices turned over, and those choices: for router number `n` and place `p` in `turned`, the
@@ -75,11 +79,11 @@ fn a_choice_that_was_turned_over_is_found() {
         // The last token's own choice, and one in a token before it, which is read from the caches.
         for place in [(0, last), (1, last), (0, last - 1)] {
             let (other, tips) = with_turned(&model, &tokens, &[place]);
-            let found = explain(&model, &tokens, &other, 1e-5, f32::INFINITY).unwrap();
+            let found = explain(&model, &tokens, &other, &allowed(1e-5, f32::INFINITY)).unwrap();
             assert!(found.before > 1e-4 && found.after <= 1e-5, "{name} {place:?}: {found:?}");
             assert_eq!(found.tips, tips, "{name} {place:?}");
             // Not where it is not close enough.
-            let found = explain(&model, &tokens, &other, 1e-5, tips[0].gap / 2.0).unwrap();
+            let found = explain(&model, &tokens, &other, &allowed(1e-5, tips[0].gap / 2.0)).unwrap();
             assert!(!found.tips.contains(&tips[0]) && found.after > 1e-5, "{name} {place:?}: {found:?}");
         }
     }
@@ -90,7 +94,7 @@ fn choices_of_several_layers_are_found_together() {
     let (model, tokens) = model_and_tokens("qwen3_moe-q4");
     let last = tokens.len() - 1;
     let (other, mut tips) = with_turned(&model, &tokens, &[(0, last), (2, last)]);
-    let mut found = explain(&model, &tokens, &other, 1e-5, f32::INFINITY).unwrap();
+    let mut found = explain(&model, &tokens, &other, &allowed(1e-5, f32::INFINITY)).unwrap();
     let by_path = |a: &Tip, b: &Tip| a.path.cmp(&b.path);
     tips.sort_by(by_path);
     found.tips.sort_by(by_path);
@@ -103,17 +107,50 @@ fn choices_of_several_layers_are_found_together() {
 fn equal_logits_need_no_choice_and_wrong_ones_have_none() {
     let (model, tokens) = model_and_tokens("qwen3_moe-q4");
     let (same, _) = with_turned(&model, &tokens, &[]);
-    let found = explain(&model, &tokens, &same, 1e-5, 0.05).unwrap();
+    let found = explain(&model, &tokens, &same, &allowed(1e-5, 0.05)).unwrap();
     assert!(found.tips.is_empty() && found.before <= 1e-6, "{found:?}");
 
     let wrong: Vec<f32> = same.iter().rev().copied().collect();
-    let found = explain(&model, &tokens, &wrong, 0.03, f32::INFINITY).unwrap();
+    let found = explain(&model, &tokens, &wrong, &allowed(0.03, f32::INFINITY)).unwrap();
     assert!(found.before > 0.5 && found.after > 0.3, "{found:?}");
 }
 
 #[test]
 fn other_logits_must_be_of_the_vocabulary() {
     let (model, tokens) = model_and_tokens("qwen3_moe-q4");
-    let error = explain(&model, &tokens, &[0.0; 3], 0.03, 0.05).unwrap_err();
+    let error = explain(&model, &tokens, &[0.0; 3], &allowed(0.03, 0.05)).unwrap_err();
     assert!(matches!(&error, GraphError::Malformed(what) if what.starts_with("3 other logits")), "{error}");
+}
+
+/// GPT-OSS' first layer has attention scores so large that keys of 16 bits choose other experts three layers on: the step
+/// where decode in bfloat16 on a GPU parts from float32, its logits a third of their norm off.
+#[test]
+fn rounded_keys_and_values_account_for_what_they_do() {
+    let dir = golden_folder::committed().join("gpt_oss-mxfp4");
+    let options =
+        LoadOptions { dtype: DtypeChoice::F32, device: DeviceChoice::Cpu, ..LoadOptions::default() };
+    let model = Model::load(&dir, &options, &mut |_| {}).unwrap();
+    let case = golden_folder::cases(&dir).unwrap().swap_remove(1);
+    let tokens: Vec<u32> = case.prompt.iter().chain(&case.tokens[..9]).copied().collect();
+    let executor = model.executor();
+    let logits = with_stream(model.stream(), || {
+        let ids = Array::from_slice(&tokens, &[1, tokens.len() as i32]).unwrap();
+        executor.run_changed(&ids, &mut executor.new_state(), &mut |node, outputs| {
+            if executor.graph().nodes[node].op.name() == "kv_append" {
+                for array in outputs.iter_mut() {
+                    *array = array.astype(Dtype::Bfloat16)?.astype(Dtype::Float32)?;
+                }
+            }
+            Ok(())
+        })
+    });
+    let logits = logits.unwrap().to_vec::<f32>().unwrap();
+    let other = &logits[logits.len() - model.vocab_size()..];
+    let none = explain(&model, &tokens, other, &allowed(0.03, 0.05)).unwrap();
+    assert!(none.before > 0.3 && none.after > 0.3 && none.rounded.is_none(), "{none:?}");
+    let found =
+        explain(&model, &tokens, other, &Allowed { caches: Some(Dtype::Bfloat16), ..allowed(0.03, 0.05) });
+    let found = found.unwrap();
+    assert!(found.before > 0.3 && found.rounded == Some(found.after) && found.after < 1e-5, "{found:?}");
+    assert!(found.tips.is_empty());
 }
