@@ -8,6 +8,7 @@
 //! turn), trillions of operations a second, and how far the result is from that of unpacked matrices.
 
 use std::error::Error;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use zmlx_graph::cuda::{Tile, grouped_linear};
@@ -34,7 +35,17 @@ const TILES: [Tile; 4] = [
 ];
 const REPEATS: usize = 10;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let wanted = std::env::args().nth(1).unwrap_or_default();
     with_stream(Stream::default_of(Device::Gpu)?, || {
         println!("{:<12} {:>6} {:<34} {:>9} {:>8} {:>9}", "shape", "rows", "way", "us", "TFLOP/s", "apart");

@@ -11,6 +11,7 @@
 mod support;
 
 use std::error::Error;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use zmlx_graph::{Executor, GraphError, State, Wanted};
@@ -32,7 +33,17 @@ struct Options {
     prefill: bool,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let mut options = Options { context: 64, tokens: 128, prefill: false };
     let (mut names, mut arguments) = (Vec::new(), std::env::args().skip(1));
     while let Some(argument) = arguments.next() {
