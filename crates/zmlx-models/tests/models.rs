@@ -59,7 +59,9 @@ fn what_was_verified_is_what_the_tests_have() {
             assert_eq!(family(folder), entry.family, "{model}");
         }
     }
-    let new = |entries: &[Verified], name: &String| !entries.iter().any(|entry| entry.models.contains(name));
+    let new = |entries: &[Verified], name: &String| {
+        !entries.iter().any(|entry| entry.backend == "cpu" && entry.models.contains(name))
+    };
     if std::env::var_os("ZMLX_UPDATE_DOCS").is_some() {
         for (name, folder) in &tested {
             let family = family(folder);
@@ -74,7 +76,7 @@ fn what_was_verified_is_what_the_tests_have() {
                 verified.push(Verified { family, backend, dtype, models: vec![name.clone()], what });
             }
         }
-        verified.sort_by(|a, b| a.family.cmp(&b.family));
+        verified.sort_by(|a, b| (&a.family, &a.backend).cmp(&(&b.family, &b.backend)));
         let text = serde_json::to_string_pretty(&verified).unwrap() + "\n";
         std::fs::write(root().join("src/verified.json"), text).unwrap();
     }
