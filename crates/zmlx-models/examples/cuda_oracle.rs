@@ -5,7 +5,7 @@
 //! golden tokens in `fixtures/`. In float32 and in bfloat16, stock on MLX and patched by the
 //! default preset, each prompt is followed by the greedy tokens. Where they part from the golden ones the step is shown with
 //! the golden margin there and how far the logits of that step are from those in float32 on the CPU. Where they are off by
-//! more than [`NOISE`], rounded caches or experts whose scores nearly tie must account for it: with those, float32 on the
+//! more than rounding ([`noise`]), rounded caches or experts whose scores nearly tie must account for it: with those, float32 on the
 //! CPU gives these logits (`zmlx_models::tipped`). If none do that counts as wrong, and so do tokens that are not the
 //! likeliest of their step fed again; both end the program with status 1, but for what runs on MLX in bfloat16, which is not explained.
 //! `--f32` and `--bf16` take one of the two dtypes. `--stepwise`: prompts token by token, since MLX compiles kernels for each
@@ -88,8 +88,6 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Golden tokens of the embedded model that are asked for.
 const EMBEDDED_TOKENS: usize = 100;
-/// Logits that are off by this part of their norm, and no more, are off by rounding.
-const NOISE: f32 = 0.03;
 /// Scores of experts as close as this, as a part of the root of their mean square, are rounded past one another in bfloat16.
 const ROUTER_TIE: f32 = 0.05;
 
@@ -209,13 +207,13 @@ fn compare(golden: &Golden, dtype: DtypeChoice, asked: &Asked) -> Result<usize> 
             let margin = case.margins[step];
             // How MLX rounds in 16 bits is not ours.
             let ours = past || dtype == DtypeChoice::F32;
-            let reason = match (again, apart <= NOISE) {
+            let reason = match (again, apart <= noise(dtype)) {
                 (false, _) => Err("NOT REPEATED by the same tokens fed one by one".to_owned()),
                 (true, true) => Ok("rounding".to_owned()),
                 (true, false) if ours => {
                     let fed: Vec<u32> = case.prompt.iter().chain(&case.tokens[..step]).copied().collect();
                     let found = explain(exact, &fed, &row, &allowed(dtype))?;
-                    if found.after <= NOISE {
+                    if found.after <= noise(dtype) {
                         Ok(told(&found))
                     } else {
                         Err(format!("WRONG; {}", told(&found)))
@@ -243,10 +241,15 @@ fn compare(golden: &Golden, dtype: DtypeChoice, asked: &Asked) -> Result<usize> 
     Ok(wrong)
 }
 
+/// Logits that are off by this part of their norm, and no more, are off by rounding.
+fn noise(dtype: DtypeChoice) -> f32 {
+    if dtype == DtypeChoice::F32 { 1e-4 } else { 0.03 }
+}
+
 /// What may account for logits in that dtype.
 fn allowed(dtype: DtypeChoice) -> Allowed {
     let caches = (dtype == DtypeChoice::Bf16).then_some(Dtype::Bfloat16);
-    Allowed { caches, gap: ROUTER_TIE, distance: NOISE }
+    Allowed { caches, gap: ROUTER_TIE, distance: noise(dtype) }
 }
 
 fn told(found: &Explanation) -> String {

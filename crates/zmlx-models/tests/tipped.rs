@@ -89,6 +89,55 @@ fn a_choice_that_was_turned_over_is_found() {
     }
 }
 
+/// DeepSeek's routers choose among groups first, by the sum of each group's two largest scores.
+#[test]
+fn a_group_that_was_turned_over_is_found() {
+    let (model, tokens) = model_and_tokens("deepseek_v3-q4");
+    let (groups, keep) = (4, 2);
+    let last = tokens.len() - 1;
+    let executor = model.executor();
+    let nodes = &executor.graph().nodes;
+    let router = nodes.iter().position(|n| n.op.name() == "mask_groups").unwrap();
+    let mut scores = vec![Vec::new(); nodes.len()];
+    let mut wanted = None;
+    let logits = with_stream(model.stream(), || {
+        let ids = Array::from_slice(&tokens, &[1, tokens.len() as i32]).unwrap();
+        executor.run_changed(&ids, &mut executor.new_state(), &mut |node, outputs| {
+            scores[node] = outputs.clone();
+            if node == router {
+                let from = nodes[node].inputs[0].place();
+                let scores = &scores[from.0][from.1];
+                let experts = scores.dim(-1)? as usize;
+                let width = experts / groups;
+                let (scores, mut left) = (scores.to_vec::<f32>()?, outputs[0].to_vec::<f32>()?);
+                let sum = |group: &usize| {
+                    let mut of = scores[last * experts + group * width..][..width].to_vec();
+                    of.sort_by(|a, b| b.total_cmp(a));
+                    of[0] + of[1]
+                };
+                let mut order: Vec<usize> = (0..groups).collect();
+                order.sort_by(|a, b| sum(b).total_cmp(&sum(a)));
+                let (goes, comes) = (order[keep - 1], order[keep]);
+                for i in 0..width {
+                    let at = |group: usize| last * experts + group * width + i;
+                    assert!(left[at(goes)] != 0.0 && left[at(comes)] == 0.0);
+                    (left[at(goes)], left[at(comes)]) = (0.0, scores[at(comes)]);
+                }
+                wanted = Some((nodes[node].path.clone(), goes as u32, comes as u32));
+                outputs[0] = Array::from_slice(&left, outputs[0].shape())?;
+            }
+            Ok(())
+        })
+    });
+    let logits = logits.unwrap().to_vec::<f32>().unwrap();
+    let other = &logits[logits.len() - model.vocab_size()..];
+    let found = explain(&model, &tokens, other, &allowed(1e-5, f32::INFINITY)).unwrap();
+    assert!(found.before > 1e-4 && found.after <= 1e-5, "{found:?}");
+    let [tip] = found.tips.as_slice() else { panic!("{found:?}") };
+    let (path, from, to) = wanted.unwrap();
+    assert_eq!((tip.kind, &tip.path, tip.position, tip.from, tip.to), (Kind::Group, &path, last, from, to));
+}
+
 #[test]
 fn choices_of_several_layers_are_found_together() {
     let (model, tokens) = model_and_tokens("qwen3_moe-q4");
