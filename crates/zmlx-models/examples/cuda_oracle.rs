@@ -20,8 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use golden_folder::Case;
-use serde::Deserialize;
+use golden_folder::{Case, EmbeddedCase};
 use zmlx_mlx::Dtype;
 use zmlx_models::tipped::{Allowed, Explanation, Kind, Tip, explain};
 use zmlx_models::{
@@ -59,29 +58,15 @@ impl Golden {
     }
 
     fn embedded() -> Result<Self> {
-        let golden: Embedded =
-            serde_json::from_str(include_str!("../../../fixtures/tiny-lfm2-moe.golden.json"))?;
         let case = |case: EmbeddedCase| {
-            let EmbeddedCase { prompt_ids, mut tokens, mut margins } = case;
+            let EmbeddedCase { prompt_ids, mut tokens, mut margins, .. } = case;
             tokens.truncate(EMBEDDED_TOKENS);
             margins.truncate(EMBEDDED_TOKENS);
             Case { prompt: prompt_ids, tokens, margins, ..Case::default() }
         };
-        let cases = golden.cases.into_iter().map(case).collect();
+        let cases = golden_folder::embedded()?.into_iter().map(case).collect();
         Ok(Self { name: "embedded".to_owned(), dir: zmlx_models::embedded_model_dir()?, cases })
     }
-}
-
-#[derive(Deserialize)]
-struct Embedded {
-    cases: Vec<EmbeddedCase>,
-}
-
-#[derive(Deserialize)]
-struct EmbeddedCase {
-    prompt_ids: Vec<u32>,
-    tokens: Vec<u32>,
-    margins: Vec<f32>,
 }
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;

@@ -8,30 +8,16 @@ use std::path::Path;
 
 use emulated::Emulated;
 use golden_folder::LOGITS;
-use serde::Deserialize;
 use zmlx_cuda::plan::{Memory, Plan, WeightAddress};
 use zmlx_graph::cuda::Extent;
-
-#[derive(Deserialize)]
-struct Embedded {
-    cases: Vec<EmbeddedCase>,
-}
-
-#[derive(Deserialize)]
-struct EmbeddedCase {
-    prompt_ids: Vec<u32>,
-    tokens: Vec<u32>,
-    top5_first: Vec<(usize, f32)>,
-}
 
 #[test]
 fn the_embedded_model_decodes_as_on_a_cpu() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let (model, fused) = emulated::load(&root.join("models/tiny-lfm2-moe")).unwrap();
-    let text = std::fs::read_to_string(root.join("fixtures/tiny-lfm2-moe.golden.json")).unwrap();
-    let golden: Embedded = serde_json::from_str(&text).unwrap();
+    let cases = golden_folder::embedded().unwrap();
     // The prompt of one token begins with nothing in any cache.
-    let case = golden.cases.iter().find(|c| c.prompt_ids.len() == 1).unwrap();
+    let case = cases.iter().find(|c| c.prompt_ids.len() == 1).unwrap();
     let mut sequence = Emulated::new(&fused, model.vocab_size(), Extent::new(256)).unwrap();
     sequence.feed(&case.prompt_ids[..1]);
     let mut tokens = sequence.step();

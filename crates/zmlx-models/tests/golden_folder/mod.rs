@@ -1,4 +1,5 @@
-//! The folders of `oracle/`: a small model each, and what mlx-lm gives for it in float32.
+//! The folders of `oracle/`: a small model each, and what mlx-lm gives for it in float32. And what it gives for the embedded
+//! model.
 
 #![allow(dead_code)] // Not every test that includes it needs all of it.
 
@@ -66,4 +67,29 @@ pub fn cases(dir: &Path) -> Result<Vec<Case>, String> {
         case.logits = rows.to_vec::<f32>().map_err(|e| e.to_string())?;
     }
     Ok(cases)
+}
+
+/// A prompt of the embedded model, and what comes after it.
+#[derive(Deserialize)]
+pub struct EmbeddedCase {
+    pub prompt_ids: Vec<u32>,
+    /// Greedy tokens.
+    pub tokens: Vec<u32>,
+    /// From the best logit of a step to the next.
+    pub margins: Vec<f32>,
+    /// The five best logits after the prompt.
+    pub top5_first: Vec<(usize, f32)>,
+}
+
+#[derive(Deserialize)]
+struct Embedded {
+    cases: Vec<EmbeddedCase>,
+}
+
+/// The cases of the embedded model.
+pub fn embedded() -> Result<Vec<EmbeddedCase>, String> {
+    let text = include_str!("../../../../fixtures/tiny-lfm2-moe.golden.json");
+    let golden: Embedded =
+        serde_json::from_str(text).map_err(|e| format!("tiny-lfm2-moe.golden.json: {e}"))?;
+    Ok(golden.cases)
 }
