@@ -112,8 +112,8 @@ impl Drop for DeviceBuffer {
 }
 
 /// Waits for what was put on the context's own stream. Its calls may return before the GPU has done what they ask (filling
-/// always, copying from pageable memory once it is staged), and our streams do not wait for it: on a GPU that others keep
-/// busy a kernel has seen zeros arrive after what it wrote.
+/// always, copying from pageable memory once it is staged), and our streams do not wait for it: zeros could come after what
+/// a kernel wrote. On a GPU that others keep busy tokens were wrong now and then before this waited.
 fn settled() -> Result<()> {
     // SAFETY: the context's own stream, which is always there.
     driver("cuStreamSynchronize", unsafe { cu::stream::synchronize(std::ptr::null_mut()) })

@@ -217,8 +217,7 @@ impl Executor {
 
     /// The logits of `tokens` (`[batch, length]`), which continue what `state` has seen. On MLX nothing is evaluated.
     pub fn run(&self, tokens: &Array, state: &mut State) -> Result<Array> {
-        let missing = || GraphError::Malformed("the output has no value".to_owned());
-        self.run_for(tokens, state, Wanted::All)?.ok_or_else(missing)
+        self.run_changed(tokens, state, &mut |_, _| Ok(()))
     }
 
     /// As [`Self::run`], for some positions: `[batch, wanted, vocabulary]`.

@@ -2,12 +2,14 @@
 //!
 //! Each DIR is a model folder with the `golden.json` and `golden.safetensors` that mlx-lm made on a CPU in float32, or a folder
 //! of such folders; without one, the folders of this crate's tests. `embedded` is the embedded model with the first 100 of its
-//! golden tokens in `fixtures/`. In float32 and in bfloat16, stock on MLX and patched by the
-//! default preset, each prompt is followed by the greedy tokens. Where they part from the golden ones the step is shown with
-//! the golden margin there and how far the logits of that step are from those in float32 on the CPU. Where they are off by
-//! more than rounding ([`noise`]), rounded caches or experts whose scores nearly tie must account for it: with those, float32 on the
-//! CPU gives these logits (`zmlx_models::tipped`). If none do that counts as wrong, and so do tokens that are not the
-//! likeliest of their step fed again; both end the program with status 1, but for what runs on MLX in bfloat16, which is not explained.
+//! golden tokens in `fixtures/`.
+//!
+//! In float32 and in bfloat16, stock on MLX and patched by the default preset, each prompt is followed by the greedy tokens.
+//! Where they part from the golden ones the step is shown with the golden margin there and how far the logits of that step
+//! are from those in float32 on the CPU. Where they are off by more than rounding ([`noise`]), rounded caches or experts
+//! whose scores nearly tie must account for it: with those, float32 on the CPU gives these logits (`zmlx_models::tipped`).
+//! If none do that counts as wrong, and so do tokens that are not the likeliest of their step fed again; both end the
+//! program with status 1, but for what runs on MLX in bfloat16, which is not explained.
 //! `--f32` and `--bf16` take one of the two dtypes. `--stepwise`: prompts token by token, since MLX compiles kernels for each
 //! shape of a longer call, which takes minutes. `--patched`: that alone. `--tokens=N`: no more than N of the golden tokens.
 //! `--times=N`: each prompt N times, all of which must give the same tokens; of use while other programs keep the GPU busy.

@@ -2,8 +2,8 @@
 //!
 //! A router chooses the `k` experts of the largest scores, some after it has chosen among groups of experts. Where the score
 //! that is just chosen and the one that is just not lie closer than rounding moves them, 16 bits choose another than
-//! float32, and the logits of that step and of all that read its caches move far. Attention whose scores are large turns
-//! likewise on keys that were rounded to 16 bits. [`explain`] shows that this is what happened: it runs the exact model
+//! float32, and the logits of that step and of all that read its caches move far. Keys and values that are held in 16 bits
+//! can bring that about by themselves. [`explain`] shows that this is what happened: it runs the exact model
 //! again with rounded keys and values and with such choices turned over, and says with which of them its logits are the
 //! others.
 
@@ -98,13 +98,23 @@ struct Run {
 /// `exact` is a model that is not patched, so that each of its nodes is seen.
 ///
 /// # Errors
-/// [`GraphError`], as [`Model::run`]; [`GraphError::Malformed`] if `other` is not as long as the vocabulary.
+/// [`GraphError`], as [`Model::run`]; [`GraphError::Malformed`] if `exact` is patched or `other` is not as long as the
+/// vocabulary.
 pub fn explain(
     exact: &Model,
     tokens: &[u32],
     other: &[f32],
     allowed: &Allowed,
 ) -> Result<Explanation, GraphError> {
+    if exact.is_patched() {
+        return Err(GraphError::Malformed(
+            "the exact model is patched: unpatch it, or load it anew".to_owned(),
+        ));
+    }
+    if other.len() != exact.vocab_size() {
+        let (found, expected) = (other.len(), exact.vocab_size());
+        return Err(GraphError::Malformed(format!("{found} other logits for a vocabulary of {expected}")));
+    }
     let mut changes = Changes::new();
     let mut now = run(exact, tokens, other, &changes, None)?;
     let before = now.distance;
@@ -278,10 +288,7 @@ fn run(
         })?;
         floats(&logits).map_err(failed)
     })?;
-    if other.len() != exact.vocab_size() || logits.len() < other.len() {
-        let (found, expected) = (other.len(), exact.vocab_size());
-        return Err(GraphError::Malformed(format!("{found} other logits for a vocabulary of {expected}")));
-    }
+    // Those of the last token.
     let logits = &logits[logits.len() - other.len()..];
     let norm = |row: &mut dyn Iterator<Item = f32>| row.map(|v| v * v).sum::<f32>().sqrt();
     let distance =

@@ -6,7 +6,7 @@ use zmlx_graph::GraphError;
 use zmlx_mlx::stream::with_stream;
 use zmlx_mlx::{Array, Dtype};
 use zmlx_models::tipped::{Allowed, Kind, Tip, explain};
-use zmlx_models::{DeviceChoice, DtypeChoice, LoadOptions, Model};
+use zmlx_models::{DeviceChoice, DtypeChoice, LoadOptions, Model, PatchOptions};
 
 /// The tokens of a prompt of 11 and some that follow it.
 fn model_and_tokens(name: &str) -> (Model, Vec<u32>) {
@@ -165,14 +165,23 @@ fn equal_logits_need_no_choice_and_wrong_ones_have_none() {
 }
 
 #[test]
+fn the_exact_model_is_not_patched() {
+    let (mut model, tokens) = model_and_tokens("qwen3_moe-q4");
+    model.patch(&PatchOptions { environment: false, ..PatchOptions::default() }).unwrap();
+    let other = vec![0.0; model.vocab_size()];
+    let error = explain(&model, &tokens, &other, &allowed(0.03, 0.05)).unwrap_err();
+    assert!(matches!(&error, GraphError::Malformed(what) if what.contains("is patched")), "{error}");
+}
+
+#[test]
 fn other_logits_must_be_of_the_vocabulary() {
     let (model, tokens) = model_and_tokens("qwen3_moe-q4");
     let error = explain(&model, &tokens, &[0.0; 3], &allowed(0.03, 0.05)).unwrap_err();
     assert!(matches!(&error, GraphError::Malformed(what) if what.starts_with("3 other logits")), "{error}");
 }
 
-/// GPT-OSS' first layer has attention scores so large that keys of 16 bits choose other experts three layers on: the step
-/// where decode in bfloat16 on a GPU parts from float32, its logits a third of their norm off.
+/// Keys and values of 16 bits in GPT-OSS' first layer choose other experts three layers on: the step where decode in
+/// bfloat16 on a GPU parts from float32, its logits a third of their norm off.
 #[test]
 fn rounded_keys_and_values_account_for_what_they_do() {
     let dir = golden_folder::committed().join("gpt_oss-mxfp4");

@@ -1,6 +1,7 @@
-//! What examples on an NVIDIA GPU share: published shapes with random weights.
+//! What examples on an NVIDIA GPU share: published shapes with random weights, and how they end.
 
 use std::error::Error;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -67,4 +68,15 @@ fn random_tensor(spec: &TensorSpec, key: &mut Array) -> zmlx_mlx::Result<Array> 
     };
     array.eval()?;
     Ok(array)
+}
+
+/// The status of a program, whose error is told in its own words.
+pub fn exit(done: Result<(), Box<dyn Error>>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
 }
